@@ -1,0 +1,1 @@
+"""What touches audio and manifests: one module per dataset, tasks, selection, audio store, batches, labels."""

@@ -1,0 +1,139 @@
+"""What the encoder is trained on: two random crops of each clip. Legend: S samples, C classes.
+
+Every draw is a function of (seed, task, epoch, clip), whatever the number of workers: the sampler hands the epoch to
+the dataset together with the clip's place, and no random state lives between two items.
+"""
+
+from datasets.errors import InputError
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+class NoMixup:
+    """The identity in mixup's place: the clip itself and its one-hot label."""
+
+    def __call__(self, place, n_rows, rng):
+        """Return (place of the partner, weight of the clip itself)."""
+        del n_rows, rng
+        return place, 1.0
+
+
+class Mixup:
+    """Blend each clip with another of the training set (mixup, arXiv 1710.09412).
+
+    Parameters
+    ----------
+    alpha : float
+        The clip's own weight is drawn from Beta(alpha, alpha).
+    """
+
+    def __init__(self, alpha=0.4):
+        if alpha <= 0:
+            raise InputError(f"mixup_alpha is {alpha}: it must be above 0.")
+        self.alpha = alpha
+
+    def __call__(self, place, n_rows, rng):
+        """Draw the partner's place and the clip's own weight."""
+        partner = int(rng.integers(n_rows - 1)) if n_rows > 1 else place
+        return partner + (partner >= place if n_rows > 1 else 0), float(rng.beta(self.alpha, self.alpha))
+
+
+def make_mixup(use_mixup, mixup_alpha):
+    """The object that blends, or the one that does not."""
+    return Mixup(mixup_alpha) if use_mixup else NoMixup()
+
+
+def random_crop(n_samples, crop_samples, rng):
+    """Draw (start, stop) of a crop; a clip shorter than the crop is taken whole."""
+    if n_samples <= crop_samples:
+        return 0, n_samples
+    start = int(rng.integers(n_samples - crop_samples + 1))
+    return start, start + crop_samples
+
+
+class TwoViewDataset(Dataset):
+    """Two random crops of each clip, with label probabilities.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Clips with the columns `clip` and `label`.
+    store : datasets.store.AudioStore or datasets.store.LiveAudio
+        Where the samples are.
+    crop_samples : int
+        S, samples of a view.
+    n_classes : int
+        C.
+    mixup : Mixup or NoMixup
+    seed, task : int
+        With the epoch and the clip they decide every draw.
+    """
+
+    def __init__(self, rows, store, crop_samples, n_classes, mixup, seed, task):
+        self.clips = rows["clip"].to_numpy()
+        self.labels = rows["label"].to_numpy()
+        self.store, self.crop_samples, self.n_classes = store, crop_samples, n_classes
+        self.mixup, self.seed, self.task = mixup, seed, task
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, key):
+        """Make one item.
+
+        Parameters
+        ----------
+        key : tuple of int
+            (epoch, place in the rows), as `EpochSampler` yields them.
+
+        Returns
+        -------
+        dict
+            `id` (clip number), `view1` and `view2` ([S] or shorter, float32), `label_probs` ([C]).
+        """
+        epoch, place = key
+        clip = int(self.clips[place])
+        rng = np.random.default_rng([self.seed, self.task, epoch, clip])
+        partner, weight = self.mixup(place, len(self), rng)
+        sources = [(clip, weight)] + ([(int(self.clips[partner]), 1.0 - weight)] if weight < 1.0 else [])
+        view1, view2 = (self._view(sources, rng) for _ in range(2))
+        label_probs = torch.zeros(self.n_classes)
+        label_probs[self.labels[place]] += weight
+        label_probs[self.labels[partner]] += 1.0 - weight
+        return {"id": clip, "view1": view1, "view2": view2, "label_probs": label_probs}
+
+    def _view(self, sources, rng):
+        """Crop every source and add them up by weight; the longest decides the length."""
+        crops = []
+        for clip, weight in sources:
+            start, stop = random_crop(int(self.store.lengths[clip]), self.crop_samples, rng)
+            crops.append((weight, self.store.read(clip, start, stop)))
+        if len(crops) == 1:
+            return torch.from_numpy(crops[0][1])
+        view = np.zeros(max(len(crop) for _, crop in crops), dtype=np.float32)
+        for weight, crop in crops:
+            view[: len(crop)] += np.float32(weight) * crop
+        return torch.from_numpy(view)
+
+
+class EpochSampler(Sampler):
+    """A permutation of the rows, drawn anew from (seed, task, epoch); yields (epoch, place).
+
+    Hand it to the Brain as `train_sampler` too: that is who tells it the epoch.
+    """
+
+    def __init__(self, n_rows, seed, task):
+        self.n_rows, self.seed, self.task, self.epoch = n_rows, seed, task, 1
+
+    def set_epoch(self, epoch):
+        """Set the epoch whose permutation and crops come next; the first is 1."""
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.n_rows
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(self.n_rows)
+        return ((self.epoch, int(place)) for place in order)

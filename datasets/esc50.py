@@ -1,0 +1,57 @@
+"""ESC-50 and its subset ESC-10 (Piczak, ACM MM 2015): 2,000 (400) clips of 5 s in 50 (10) classes, in 5 folds.
+
+Reads the published layout, ``meta/esc50.csv`` and ``audio/*``; the file names are those of the metadata, whatever their
+format.
+"""
+
+from datasets.errors import InputError
+from datasets.table import fold_split, read_metadata
+
+SOURCE = "ESC-50"
+COLUMNS = ("filename", "fold", "target", "category", "esc10")
+SPLITS = {"train": (1, 2, 3), "valid": (4,), "test": (5,)}
+ESC10_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]  # the pairs of labels that UrbanSound8K's tasks have
+
+
+def load(data_folder, esc10_only=False):
+    """Read the metadata into a table of clips.
+
+    Parameters
+    ----------
+    data_folder : str
+        The unpacked ``ESC-50-master`` folder.
+    esc10_only : bool
+        Keep the ten classes of ESC-10.
+
+    Returns
+    -------
+    rows : pandas.DataFrame
+        One row a clip: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"), `fold`;
+        `attrs["source"]` names the data set.
+    classes : list of str
+        Class names in the order of ESC-50's target numbers; a class's place in the list is its label.
+
+    Raises
+    ------
+    InputError
+        The folder, the metadata or a column is missing, or a row is malformed.
+    """
+    meta = read_metadata(data_folder, "meta/esc50.csv", COLUMNS, integers=("fold", "target"))
+    if esc10_only:
+        meta = meta[meta["esc10"].astype(str).str.lower() == "true"]
+        if meta.empty:
+            raise InputError(f"No row of {data_folder}/meta/esc50.csv is marked esc10: set esc10_only to False.")
+    names = meta.groupby("target")["category"].first().sort_index()
+    rows = meta.assign(
+        wav_path="audio/" + meta["filename"],
+        class_name=meta["target"].map(names),
+        split=fold_split(meta["fold"], SPLITS, SOURCE),
+    )
+    rows = rows[["wav_path", "class_name", "split", "fold"]]
+    rows.attrs["source"] = "ESC-10" if esc10_only else SOURCE
+    return rows, list(names)
+
+
+def default_tasks(esc10_only=False):
+    """Ten tasks of five classes in target order, or for ESC-10 the same five pairs of labels as UrbanSound8K."""
+    return ESC10_TASKS if esc10_only else [tuple(range(first, first + 5)) for first in range(0, 50, 5)]

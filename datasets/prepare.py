@@ -1,0 +1,84 @@
+"""From a data set's metadata to what an experiment uses: checked clips with labels and tasks, and their samples."""
+
+import logging
+from dataclasses import dataclass
+
+from datasets.store import AudioStore, LiveAudio, open_store
+from datasets.tasks import assign_tasks
+
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Data:
+    """A data set, ready.
+
+    Attributes
+    ----------
+    rows : pandas.DataFrame
+        One row a clip: `clip` (number in the store), `wav_path`, `class_name`, `split`, `label`, `task`.
+    classes : list of str
+        Class names in label order.
+    store : AudioStore or LiveAudio
+        The samples.
+    n_tasks : int
+    source : str
+        Name of the data set.
+    """
+
+    rows: pd.DataFrame
+    classes: list
+    store: AudioStore | LiveAudio
+    n_tasks: int
+    source: str
+
+    def split(self, name):
+        """The rows of "train", "valid" or "test"."""
+        return self.rows[self.rows["split"] == name]
+
+    def task_names(self):
+        """Class names of each task, joined: "siren, drill"."""
+        by_task = self.rows.drop_duplicates(["task", "label"]).sort_values(["task", "label"]).groupby("task")
+        return [", ".join(group["class_name"]) for _, group in by_task]
+
+
+def prepare(dataset, data_folder, task_classes, sample_rate, store_folder, skip_bad_audio=False):
+    """Read the metadata, check every clip, open or build the audio store.
+
+    Parameters
+    ----------
+    dataset : callable
+        A data set's `load`: data_folder -> (rows, classes).
+    data_folder : str
+    task_classes : sequence of sequences
+        See `datasets.tasks.assign_tasks`.
+    sample_rate : int
+        Hz.
+    store_folder : str or None
+        Where stores are kept; None decodes on the fly.
+    skip_bad_audio : bool
+        Leave out clips that can't be read, instead of stopping.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    InputError
+        Metadata, classes or audio are not as they must be.
+    """
+    rows, classes = dataset(data_folder)
+    source = rows.attrs["source"]
+    rows = rows.reset_index(drop=True)
+    rows["clip"] = range(len(rows))
+    assigned = assign_tasks(rows, classes, task_classes)
+    store = open_store(
+        data_folder, list(rows["wav_path"]), sample_rate, store_folder, skip_bad_audio=skip_bad_audio
+    )
+    bad = assigned["wav_path"].isin(list(store.bad))
+    if bad.any():
+        logger.warning("%d of %d clips are left out because their audio can't be used.", bad.sum(), len(assigned))
+    return Data(assigned[~bad].reset_index(drop=True), classes, store, len(task_classes), source)

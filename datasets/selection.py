@@ -1,0 +1,128 @@
+"""Which clips a training or an evaluation uses at task t: pure functions over the table of clips.
+
+Every draw is a function of (seed, task), so a clip once kept for replay stays kept at all later tasks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datasets.errors import InputError
+
+import numpy as np
+import pandas as pd
+
+
+def parse_keep(replay_num_keep):
+    """Read `replay_num_keep`: "all" -> None (no limit), else a whole number from 0 on."""
+    if str(replay_num_keep).strip().lower() == "all":
+        return None
+    if isinstance(replay_num_keep, bool) or not str(replay_num_keep).strip().isdigit():
+        raise InputError(f"replay_num_keep is {replay_num_keep!r}: give a whole number from 0 on, or all.")
+    return int(replay_num_keep)
+
+
+def of_tasks(rows, tasks):
+    """The rows of the given tasks, in the table's order."""
+    return rows[rows["task"].isin(list(tasks))]
+
+
+def kept(rows, tasks, replay_num_keep, seed):
+    """At most `replay_num_keep` rows of each of the given tasks, drawn without replacement by (seed, task).
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Clips with a `task` column.
+    tasks : iterable of int
+    replay_num_keep : int or str
+        Clips per task; "all" keeps every clip, 0 none.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows in the order of the tasks, and of the table within a task.
+    """
+    limit = parse_keep(replay_num_keep)
+    chosen = []
+    for task in tasks:
+        members = of_tasks(rows, [task])
+        if limit is not None and limit < len(members):
+            places = np.random.default_rng([seed, task]).choice(len(members), size=limit, replace=False)
+            members = members.iloc[np.sort(places)]
+        chosen.append(members)
+    return pd.concat(chosen) if chosen else rows.iloc[:0]
+
+
+def current_and_replay(rows, task, replay_num_keep, seed):
+    """All rows of `task` and `replay_num_keep` of each earlier one: what an encoder learns from at `task`."""
+    return pd.concat([of_tasks(rows, [task]), kept(rows, range(task), replay_num_keep, seed)])
+
+
+def seen(rows, task, replay_num_keep, seed):
+    """All rows of tasks 0..task."""
+    del replay_num_keep, seed
+    return of_tasks(rows, range(task + 1))
+
+
+def subset(rows, task, replay_num_keep, seed):
+    """`replay_num_keep` rows of each of tasks 0..task."""
+    if parse_keep(replay_num_keep) == 0:
+        raise InputError("linclf_train_type=subset trains on replay_num_keep clips a task: set it above 0, or to all.")
+    return kept(rows, range(task + 1), replay_num_keep, seed)
+
+
+def full(rows, task, replay_num_keep, seed):
+    """All rows of all tasks."""
+    del task, replay_num_keep, seed
+    return rows
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way of judging a saved encoder.
+
+    Attributes
+    ----------
+    train : callable
+        (rows, task, replay_num_keep, seed) -> the training rows of the linear classifier.
+    valid : callable
+        The same for the validation rows.
+    balanced : bool
+        Whether classes are drawn with equal probability.
+    test_tasks : callable
+        (task, n_tasks) -> the tasks whose accuracy fills the row of the table.
+    name : str
+        As the paper calls it.
+    """
+
+    train: Callable
+    valid: Callable
+    balanced: bool
+    test_tasks: Callable
+    name: str
+
+
+def _seen_tasks(task, n_tasks):
+    del n_tasks
+    return range(task + 1)
+
+
+def _all_tasks(task, n_tasks):
+    del task
+    return range(n_tasks)
+
+
+PROTOCOLS = {
+    "seen": Protocol(seen, seen, False, _seen_tasks, "LEP"),
+    "subset": Protocol(subset, seen, True, _seen_tasks, "SLEP"),
+    "buffer": Protocol(current_and_replay, seen, True, _seen_tasks, "buffer"),
+    "full": Protocol(full, full, False, _all_tasks, "full"),
+}
+
+
+def get_protocol(linclf_train_type):
+    """Look up `PROTOCOLS`; an unknown name lists the known ones in an InputError."""
+    if linclf_train_type not in PROTOCOLS:
+        raise InputError(f"linclf_train_type is {linclf_train_type!r}: choose one of {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[linclf_train_type]

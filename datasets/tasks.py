@@ -1,0 +1,61 @@
+"""Labels and tasks: which class comes when."""
+
+from collections.abc import Sequence
+
+from datasets.errors import InputError
+
+
+def assign_tasks(rows, classes, task_classes):
+    """Give every clip its label and task, and leave out the classes that no task names.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        As a data set's `load` returns them.
+    classes : list of str
+        All class names in label order.
+    task_classes : sequence of sequences of int or str
+        The classes of each task, by label or by name.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of the named classes with two more columns, `label` (place in `classes`) and `task`.
+
+    Raises
+    ------
+    InputError
+        An unknown class, one named twice, or an empty task.
+    """
+    task_of = _task_of_label(classes, task_classes)
+    labels = rows["class_name"].map({name: i for i, name in enumerate(classes)})
+    rows = rows.assign(label=labels, task=labels.map(task_of))
+    return rows[rows["task"].notna()].astype({"label": int, "task": int}).reset_index(drop=True)
+
+
+def _task_of_label(classes, task_classes):
+    """Turn the tasks' classes into a dict from label to task, refusing what is not one task a class."""
+    task_of = {}
+    if not isinstance(task_classes, Sequence) or isinstance(task_classes, str) or not task_classes:
+        raise InputError(f"task_classes is {task_classes!r}: give one tuple of classes per task.")
+    for task, members in enumerate(task_classes):
+        if not isinstance(members, Sequence) or isinstance(members, str) or not members:
+            raise InputError(f"task_classes: task {task} is {members!r}; give a tuple of classes, such as (0, 1).")
+        for member in members:
+            label = _label(member, classes)
+            if label in task_of:
+                where = f"tasks {task_of[label]} and {task}" if task_of[label] != task else f"task {task} twice"
+                raise InputError(f"task_classes names class {member!r} in {where}: a class has one task.")
+            task_of[label] = task
+    return task_of
+
+
+def _label(member, classes):
+    if isinstance(member, str) and member in classes:
+        return classes.index(member)
+    if isinstance(member, int) and not isinstance(member, bool) and 0 <= member < len(classes):
+        return member
+    raise InputError(
+        f"task_classes: unknown class {member!r}; the classes are "
+        f"{', '.join(f'{i} {c}' for i, c in list(enumerate(classes))[:50])}{' ...' if len(classes) > 50 else ''}."
+    )

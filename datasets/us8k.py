@@ -1,0 +1,44 @@
+"""UrbanSound8K (Salamon, Jacoby, Bello, ACM MM 2014): 8,732 clips of up to 4 s in 10 classes, in 10 folds.
+
+Reads the published layout, ``metadata/UrbanSound8K.csv`` and ``audio/fold{1..10}/*.wav``. Its licence asks every user
+to download it in person, see the README.
+"""
+
+from datasets.table import fold_split, read_metadata
+
+SOURCE = "UrbanSound8K"
+COLUMNS = ("slice_file_name", "fold", "classID", "class")
+SPLITS = {"train": range(1, 9), "valid": (9,), "test": (10,)}
+
+
+def load(data_folder):
+    """Read the metadata into a table of clips.
+
+    Parameters
+    ----------
+    data_folder : str
+        The unpacked ``UrbanSound8K`` folder.
+
+    Returns
+    -------
+    rows : pandas.DataFrame
+        One row a clip: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"), `fold`;
+        `attrs["source"]` names the data set.
+    classes : list of str
+        Class names in classID order; a class's place is its label.
+
+    Raises
+    ------
+    InputError
+        The folder, the metadata or a column is missing, or a row is malformed.
+    """
+    meta = read_metadata(data_folder, "metadata/UrbanSound8K.csv", COLUMNS, integers=("fold", "classID"))
+    names = meta.groupby("classID")["class"].first().sort_index()
+    rows = meta.assign(
+        wav_path="audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"],
+        class_name=meta["classID"].map(names),
+        split=fold_split(meta["fold"], SPLITS, SOURCE),
+    )
+    rows = rows[["wav_path", "class_name", "split", "fold"]]
+    rows.attrs["source"] = SOURCE
+    return rows, list(names)

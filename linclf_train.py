@@ -1,0 +1,81 @@
+"""Judge saved encoders: freeze each, train a linear classifier on its embeddings, fill the accuracy table.
+
+Linear and subset linear evaluation (LEP, SLEP) of "Learning Representations for New Sound Classes With Continual
+Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), section III.
+
+    python linclf_train.py hparams/us8k/linclf_train.yaml --data_folder=UrbanSound8K --output_base=results/linclf \\
+        --ssl_checkpoints_dir=results/simclr+seed_2022/save --linclf_train_type=seen --experiment_name=simclr-lep
+
+Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
+<experiment_name>+seed_<seed>, each beside the same evaluation of a random-weights encoder, the floor. Keys that matter:
+linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, and those that name the encoder's
+architecture and front end, which must be the ones it was trained with.
+
+Each clip passes each encoder once; embeddings stay beside the checkpoints, so the next evaluation takes seconds.
+"""
+
+import copy
+
+from datasets.prepare import prepare
+from utils.config import (
+    check_same_encoder,
+    find_checkpoints,
+    load_config,
+    open_run_folder,
+    parse_arguments,
+    run_settings,
+    save_versions,
+    user_errors,
+)
+from utils.probe import ProbeBrain, evaluate_encoders
+from utils.results import save_results
+
+import speechbrain as sb
+
+
+class LinearProbe(ProbeBrain):
+    """One linear layer on frozen embeddings. Legend: B clips, D embedding features, C classes."""
+
+    def compute_forward(self, batch, stage):
+        """Logits of a batch of embeddings."""
+        vectors, _ = batch
+        return self.modules.classifier(vectors.to(self.device))  # [B, D] -> [B, C]
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Cross entropy, a scalar."""
+        labels = batch[1].to(self.device)
+        if stage != sb.Stage.TRAIN:
+            self.count(predictions, labels)
+        return self.hparams.loss(predictions, labels)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        # Command line and YAML to objects; the encoders that are to be judged.
+        hparams_file, run_opts, overrides = parse_arguments(__doc__)
+        hparams = load_config(hparams_file, overrides)
+        settings = run_settings(hparams_file, overrides, run_opts, hparams)
+        encoders = find_checkpoints(hparams["ssl_checkpoints_dir"])
+        trained = check_same_encoder(encoders[0], settings)
+
+        # The run's folder, with its settings and versions; another run's folder is refused.
+        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides, log_config="utils/log_config.yaml", save_env_desc=False
+        )
+        save_versions(hparams["output_folder"])
+
+        # Metadata to a table of clips with tasks; their samples in the store.
+        data = prepare(
+            hparams["dataset"],
+            hparams["data_folder"],
+            hparams["task_classes"],
+            hparams["sample_rate"],
+            hparams["store_folder"],
+            hparams["skip_bad_audio"],
+        )
+
+        # Every saved encoder and, by the same protocol, one with random weights.
+        random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
+        results = evaluate_encoders(LinearProbe, hparams, run_opts, data, encoders, random_weights)
+        save_results(results, hparams, data, trained, settings)

@@ -1,0 +1,68 @@
+"""The encoders by name, so that one override of the YAML key ``encoder`` changes them.
+
+A new encoder is one line in `ENCODERS`: a function of (n_mels, emb_dim, norm_type) that returns a module which maps
+features [B, T, F] and relative lengths [B] to embeddings [B, 1, D].
+"""
+
+from models.pann import CNN14_CHANNELS, PANN
+
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
+
+def _pann(*channels):
+    return lambda n_mels, emb_dim, norm_type: PANN(n_mels, (*channels, emb_dim), norm_type)
+
+
+def _ecapa(channels, last):
+    """ECAPA-TDNN (arXiv 2005.07143); its norms are part of the architecture, so `norm_type` has nothing to set."""
+
+    def build(n_mels, emb_dim, norm_type):
+        del norm_type
+        return ECAPA_TDNN(
+            n_mels,
+            lin_neurons=emb_dim,
+            channels=[channels] * 4 + [last],
+            kernel_sizes=[5, 3, 3, 3, 1],
+            dilations=[1, 2, 3, 4, 1],
+            attention_channels=128,
+        )
+
+    return build
+
+
+ENCODERS = {
+    "cnn14": _pann(*CNN14_CHANNELS[:-1]),  # 79 M weights at emb_dim 2048
+    "pann_small": _pann(16, 32, 64, 128),
+    "pann_tiny": _pann(16, 32, 64),
+    "ecapa": _ecapa(1024, 3072),
+    "ecapa_small": _ecapa(256, 768),
+}
+
+
+def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn"):
+    """Build an encoder with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of `ENCODERS`.
+    n_mels : int
+        F, mel bands of the features.
+    emb_dim : int
+        D, features of the embedding.
+    norm_type : str
+        Norm of the PANN blocks: "bn", "in" or "ln".
+
+    Returns
+    -------
+    torch.nn.Module
+        ([B, T, F], [B]) -> [B, 1, D].
+
+    Raises
+    ------
+    ValueError
+        Unknown name or norm; the text lists the known ones.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"Unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
+    return ENCODERS[name](n_mels, emb_dim, norm_type)

@@ -1,0 +1,58 @@
+"""Heads on top of the embedding: projector, predictor, linear classifier.
+
+They know no loss. Legend: B clips, D embedding features, C classes.
+"""
+
+from models.norms import make_norm
+
+from torch import nn
+
+
+class Projector(nn.Sequential):
+    """Linear D->D, norm, ReLU, Linear D->D, norm (SimSiam, arXiv 2011.10566, section 3, with the paper's two layers).
+
+    Parameters
+    ----------
+    emb_dim : int
+        D, features in and out.
+    norm_type : str
+        See `models.norms.NORMS`.
+    """
+
+    def __init__(self, emb_dim, norm_type="bn"):
+        super().__init__(
+            nn.Linear(emb_dim, emb_dim),  # [B, D]
+            make_norm(norm_type, emb_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(emb_dim, emb_dim),  # [B, D]
+            make_norm(norm_type, emb_dim),
+        )
+
+
+class Predictor(nn.Sequential):
+    """Linear D->D/4 without bias, norm, ReLU, Linear D/4->D: a bottleneck (SimSiam, arXiv 2011.10566, section 3).
+
+    Parameters
+    ----------
+    emb_dim : int
+        D, features in and out; at least 4.
+    norm_type : str
+        See `models.norms.NORMS`.
+    """
+
+    def __init__(self, emb_dim, norm_type="bn"):
+        if emb_dim < 4:
+            raise ValueError(f"emb_dim is {emb_dim}; the predictor's bottleneck of a quarter needs at least 4.")
+        super().__init__(
+            nn.Linear(emb_dim, emb_dim // 4, bias=False),  # [B, D/4]
+            make_norm(norm_type, emb_dim // 4),
+            nn.ReLU(inplace=True),
+            nn.Linear(emb_dim // 4, emb_dim),  # [B, D]
+        )
+
+
+class Classifier(nn.Linear):
+    """One linear layer, [B, D] -> logits [B, C]."""
+
+    def __init__(self, emb_dim, n_classes):
+        super().__init__(emb_dim, n_classes)

@@ -1,0 +1,45 @@
+"""Losses. They know no model. Legend: B clips, D features, C classes."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class NTXentLoss(nn.Module):
+    """Normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1).
+
+    Every clip's two views are each other's positive; the other 2B - 2 views of the batch are the negatives.
+
+    Parameters
+    ----------
+    temperature : float
+        Divides the cosine similarities.
+    """
+
+    def __init__(self, temperature=0.5):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: it must be above 0.")
+        self.temperature = temperature
+
+    def forward(self, z1, z2):
+        """Mean loss over the 2B views, a scalar, in at least single precision.
+
+        Parameters
+        ----------
+        z1, z2 : torch.Tensor
+            [B, D], row i of both from the same clip.
+        """
+        z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # [2B, D]
+        similarity = z @ z.T / self.temperature  # [2B, 2B]
+        similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), float("-inf"))
+        positive = torch.arange(len(z), device=z.device).roll(len(z1))  # row i's other view
+        return F.cross_entropy(similarity, positive)
+
+
+class SoftCrossEntropy(nn.Module):
+    """Cross entropy with label probabilities, as mixup makes them (arXiv 1710.09412, section 2)."""
+
+    def forward(self, logits, label_probs):
+        """Mean over the batch, a scalar: logits [B, C] against probabilities [B, C]."""
+        return F.cross_entropy(logits.float(), label_probs.float())

@@ -1,0 +1,88 @@
+"""PANN encoders of any size, made of SpeechBrain's ConvBlock.
+
+With channels 64, 128, 256, 512, 1024, 2048 this is Cnn14 (PANNs, arXiv 1912.10211), weights and outputs equal to
+`speechbrain.lobes.models.Cnn14.Cnn14`; with fewer or narrower blocks it trains on a laptop.
+Legend: B clips, T frames, F mel bands, D embedding features.
+"""
+
+import torch
+import torch.nn.functional as F
+from speechbrain.lobes.models.Cnn14 import ConvBlock, init_bn
+from torch import nn
+
+CNN14_CHANNELS = (64, 128, 256, 512, 1024, 2048)
+
+
+class PANN(nn.Module):
+    """A stack of PANN convolution blocks, then the mean over frequency and the max plus the mean over time.
+
+    Parameters
+    ----------
+    n_mels : int
+        F, mel bands of the input.
+    channels : sequence of int
+        Output channels of each block; the last is D. Every block but the last halves time and frequency.
+    norm_type : str
+        "bn", "in" or "ln", as in SpeechBrain's ConvBlock.
+    dropout : float
+        Rate after every block (0.2 in PANNs, section III).
+
+    Raises
+    ------
+    ValueError
+        Unknown norm, or more blocks than `n_mels` can be halved.
+    """
+
+    def __init__(self, n_mels, channels=CNN14_CHANNELS, norm_type="bn", dropout=0.2):
+        super().__init__()
+        if n_mels < 2 ** (len(channels) - 1):
+            raise ValueError(f"{len(channels)} blocks halve {n_mels} mel bands to nothing: use fewer channels.")
+        self.norm0 = _input_norm(norm_type, n_mels)
+        self.n_blocks = len(channels)
+        for i, (c_in, c_out) in enumerate(zip((1, *channels), channels, strict=False), start=1):
+            setattr(self, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))  # SpeechBrain's names: its weights load
+        self.dropout = dropout
+        # Convolutions on channels-last weights are up to 1.7 times as fast on a CPU, and feed a GPU's tensor cores.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features, lengths=None):
+        """Embed log-mel features.
+
+        Parameters
+        ----------
+        features : torch.Tensor
+            [B, T, F], T at least 2 ** (blocks - 1) frames; shorter input is padded with its own mean, zero.
+        lengths : torch.Tensor, optional
+            [B] relative lengths; convolution has no use for them, the argument is there so that encoders are alike.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, 1, D].
+        """
+        del lengths
+        shortest = 2 ** (self.n_blocks - 1)
+        if features.shape[1] < shortest:
+            features = F.pad(features, (0, 0, 0, shortest - features.shape[1]))
+        x = features.unsqueeze(1)  # [B, 1, T, F]
+        x = self.norm0(x.transpose(1, 3)).transpose(1, 3)  # one norm per mel band
+        for i in range(1, self.n_blocks + 1):
+            pool = (2, 2) if i < self.n_blocks else (1, 1)
+            x = getattr(self, f"conv_block{i}")(x, pool_size=pool, pool_type="avg")  # [B, C_i, T/2^i, F/2^i]
+            x = F.dropout(x, p=self.dropout, training=self.training)
+        x = x.mean(dim=3)  # [B, D, T']
+        return (x.amax(dim=2) + x.mean(dim=2)).unsqueeze(1)  # [B, 1, D]
+
+
+def _input_norm(norm_type, n_mels):
+    """Norm over the mel bands of the input, as Cnn14's first layer. [B, F, T, 1] -> the same."""
+    norms = {
+        "bn": lambda: nn.BatchNorm2d(n_mels),
+        "in": lambda: nn.InstanceNorm2d(n_mels, affine=True, track_running_stats=True),
+        "ln": lambda: nn.GroupNorm(1, n_mels),
+    }
+    if norm_type not in norms:
+        raise ValueError(f"Unknown norm type {norm_type!r} of the encoder: choose one of {', '.join(norms)}.")
+    norm = norms[norm_type]()
+    init_bn(norm)
+    return norm

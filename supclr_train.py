@@ -1,0 +1,76 @@
+"""Train an encoder on a stream of sound classes: SimCLR, cross entropy with labels, or a weighted sum of both.
+
+"Learning Representations for New Sound Classes With Continual Self-Supervised Learning" (Wang et al., IEEE SPL 2022,
+arXiv 2205.07390), sections II and III: loss = ssl_weight * NT-Xent + sup_weight * cross entropy.
+
+    python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=UrbanSound8K --output_base=results \\
+        --replay_num_keep=0 --use_mixup=False --ssl_weight=1 --sup_weight=0 --experiment_name=simclr
+
+The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/task<t>; linclf_train.py judges them.
+The same command again goes on where it stopped. Keys that matter: ssl_weight, sup_weight, replay_num_keep, use_mixup,
+encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epochs.
+
+"Results" in the README has the commands, times and figures of the runs on ESC-10.
+"""
+
+from datasets.prepare import prepare
+from utils.brain import TaskBrain
+from utils.config import load_config, open_run_folder, parse_arguments, run_settings, save_versions, user_errors
+from utils.loop import train_tasks
+
+import speechbrain as sb
+
+
+class SupCLR(TaskBrain):
+    """NT-Xent on the two views, cross entropy on the first. Legend: B clips, D embedding features, C classes."""
+
+    def compute_forward(self, batch, stage):
+        """Embed the views and run the heads whose loss has a weight; the others' weights get no gradient and stay."""
+        batch = batch.to(self.device)
+        h1 = self.embed_view(batch.view1, stage)  # [B, D]
+        out = {}
+        if self.hparams.ssl_weight:
+            h2 = self.embed_view(batch.view2, stage)  # [B, D], on its own: batch statistics are per view
+            out["z1"] = self.modules.predictor(self.modules.projector(h1))  # [B, D]
+            out["z2"] = self.modules.predictor(self.modules.projector(h2))  # [B, D]
+        if self.hparams.sup_weight:
+            out["logits"] = self.modules.classifier(h1)  # [B, C]
+        return out
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The weighted sum of the losses, a scalar."""
+        losses = {}
+        if "z1" in predictions:
+            losses["ssl"] = self.hparams.ssl_loss(predictions["z1"], predictions["z2"])
+        if "logits" in predictions:
+            losses["sup"] = self.hparams.sup_loss(predictions["logits"], batch.label_probs.data)
+        return self.weighted_sum(losses, {"ssl": self.hparams.ssl_weight, "sup": self.hparams.sup_weight})
+
+
+if __name__ == "__main__":
+    with user_errors():
+        # 1-2. Command line and YAML to objects.
+        hparams_file, run_opts, overrides = parse_arguments(__doc__)
+        hparams = load_config(hparams_file, overrides)
+
+        # 3. The run's folder, with its settings and versions; another run's folder is refused.
+        settings = run_settings(hparams_file, overrides, run_opts, hparams)
+        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides, log_config="utils/log_config.yaml", save_env_desc=False
+        )
+        save_versions(hparams["output_folder"])
+
+        # 4-5. Metadata to a table of clips with tasks; their samples in the store.
+        data = prepare(
+            hparams["dataset"],
+            hparams["data_folder"],
+            hparams["task_classes"],
+            hparams["sample_rate"],
+            hparams["store_folder"],
+            hparams["skip_bad_audio"],
+        )
+
+        # 6-12. One Brain a task, from the weights of the task before.
+        classifier = hparams["classifier"](n_classes=len(data.classes))
+        train_tasks(SupCLR, hparams, run_opts, data, {**hparams["modules"], "classifier": classifier})

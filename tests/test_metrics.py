@@ -1,0 +1,204 @@
+"""utils.metrics against the papers' formulas in plain loops, and the hand-worked example of the protocol."""
+
+import math
+import os
+
+from utils.metrics import (
+    accuracy_table,
+    continual_metrics,
+    mean_over_seen,
+    micro_accuracy,
+    per_class_accuracy,
+    read_table,
+    write_atomically,
+    write_table,
+)
+
+import numpy as np
+import pytest
+
+NAN = float("nan")
+HAND_WORKED = [[0.80, NAN, NAN], [0.75, 0.82, NAN], [0.85, 0.78, 0.90]]
+
+
+def by_formula(a, b):
+    """The metrics as the papers print them, tasks counted from 1; `a` a list of lists, `b` the random encoder's row."""
+    n = len(a)
+
+    def cell(i, j):
+        return a[i - 1][j - 1]
+
+    incremental = [sum(cell(i, j) for j in range(1, i + 1)) / i for i in range(1, n + 1)]
+    forgotten = [max(cell(k, j) for k in range(j, n)) - cell(n, j) for j in range(1, n)]
+    return {
+        "acc": sum(cell(n, j) for j in range(1, n + 1)) / n,
+        "average_incremental_accuracy": sum(incremental) / n,
+        "bwt": sum(cell(n, j) - cell(j, j) for j in range(1, n)) / (n - 1),
+        "forgetting": sum(forgotten) / (n - 1),
+        "fwt": sum(cell(j - 1, j) - b[j - 1] for j in range(2, n + 1)) / (n - 1),
+    }
+
+
+def test_hand_worked_example():
+    metrics = continual_metrics(HAND_WORKED)
+    assert metrics["acc"] == pytest.approx(0.8433, abs=5e-5)
+    assert metrics["bwt"] == pytest.approx(0.005)
+    assert metrics["forgetting"] == pytest.approx(-0.005)
+    assert metrics["average_incremental_accuracy"] == pytest.approx((80 + 78.5 + 253 / 3) / 300)
+    assert math.isnan(metrics["fwt"])
+
+
+@pytest.mark.parametrize("n_tasks", [2, 3, 5, 10])
+def test_full_table_equals_the_formulas(n_tasks):
+    generator = np.random.default_rng(n_tasks)
+    for _ in range(20):
+        table, floor = generator.random((n_tasks, n_tasks)), generator.random(n_tasks)
+        expected = by_formula(table.tolist(), floor.tolist())
+        metrics = continual_metrics(table, floor)
+        assert metrics.keys() == expected.keys()
+        for name in expected:
+            assert metrics[name] == pytest.approx(expected[name], abs=1e-12), name
+
+
+def test_upper_triangle_counts_only_for_forward_transfer():
+    table = np.random.default_rng(0).random((4, 4))
+    below = np.where(np.tri(4, dtype=bool), table, NAN)
+    whole, lower = continual_metrics(table, table[0]), continual_metrics(below, table[0])
+    assert math.isnan(lower.pop("fwt")) and math.isfinite(whole.pop("fwt"))
+    assert lower == whole
+
+
+@pytest.mark.parametrize(
+    ("i", "j", "unknown"),
+    [
+        (3, 1, {"acc", "average_incremental_accuracy", "bwt", "forgetting"}),
+        (1, 1, {"average_incremental_accuracy", "bwt", "forgetting"}),
+        (2, 1, {"average_incremental_accuracy", "forgetting"}),
+        (1, 2, {"fwt"}),
+        (0, 3, set()),
+    ],
+)
+def test_a_missing_cell_makes_nan_what_needs_it_and_nothing_else(i, j, unknown):
+    table = np.random.default_rng(1).random((4, 4))
+    table[i, j] = NAN
+    metrics = continual_metrics(table, [0.1] * 4)
+    assert {name for name, value in metrics.items() if math.isnan(value)} == unknown
+
+
+def test_one_task_has_an_accuracy_and_nothing_to_forget():
+    metrics = continual_metrics([[0.7]], floor=[0.5])
+    assert metrics["acc"] == metrics["average_incremental_accuracy"] == 0.7
+    assert all(math.isnan(metrics[name]) for name in ("bwt", "forgetting", "fwt"))
+
+
+@pytest.mark.parametrize(("shape", "aligned"), [((10, 5), True), ((1, 5), True), ((5, 5), False)])
+def test_rows_of_other_tasks_have_only_a_final_accuracy(shape, aligned):
+    table = np.random.default_rng(2).random(shape)
+    metrics = continual_metrics(table, floor=table[0], aligned=aligned)
+    assert metrics.pop("acc") == pytest.approx(sum(table[-1]) / 5)
+    assert all(math.isnan(value) for value in metrics.values())
+    assert mean_over_seen(table, aligned) == pytest.approx([sum(row) / 5 for row in table])
+
+
+def test_mean_over_seen_ignores_tasks_to_come():
+    table = np.array(HAND_WORKED)
+    table[0, 1] = 0.99
+    assert mean_over_seen(table) == pytest.approx([0.80, 0.785, 2.53 / 3])
+    table[1, 0] = NAN
+    assert np.isnan(mean_over_seen(table)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("floor", [[0.1, 0.2], [[0.1, 0.2, 0.3]]])
+def test_a_floor_of_another_shape_is_refused(floor):
+    with pytest.raises(ValueError, match="one row of 3"):
+        continual_metrics(HAND_WORKED, floor)
+
+
+@pytest.mark.parametrize("table", [[], [0.5, 0.6], [[]]])
+def test_what_is_no_table_is_refused(table):
+    with pytest.raises(ValueError, match=r"\[encoders, test tasks\]"):
+        continual_metrics(table)
+
+
+def clips_to_confusion(true, predicted, n_classes):
+    confusion = np.zeros((n_classes, n_classes), dtype=int)
+    for t, p in zip(true, predicted, strict=True):
+        confusion[t, p] += 1
+    return confusion
+
+
+def test_accuracies_from_confusions_equal_counting_clips():
+    generator = np.random.default_rng(3)
+    task_of_class = [1, 0, -1, 1, 0, 2]
+    true, predicted = generator.integers(0, 6, (2, 200))
+    confusion = clips_to_confusion(true, predicted, 6)
+    table = accuracy_table([confusion, None, confusion], task_of_class, evaluated=[[0, 1, 2], [0, 1, 2], [1]])
+    hits = true == predicted
+    expected = [hits[np.array(task_of_class)[true] == task].mean() for task in range(3)]
+    assert table[0] == pytest.approx(expected)
+    assert np.isnan(table[1]).all()
+    assert table[2, 1] == pytest.approx(expected[1]) and np.isnan(table[2, [0, 2]]).all()
+    assert micro_accuracy(confusion) == pytest.approx(hits.mean())
+    assert per_class_accuracy(confusion) == pytest.approx([hits[true == c].mean() for c in range(6)])
+
+
+def test_a_task_weighs_clips_not_classes():
+    confusion = [[9, 1, 0], [1, 1, 0], [0, 0, 4]]
+    assert accuracy_table([confusion], [0, 0, 1])[0] == pytest.approx([10 / 12, 1.0])
+
+
+def test_no_clips_is_nan_and_no_correct_clip_is_zero():
+    confusion = [[0, 3, 0], [0, 0, 0], [0, 0, 0]]
+    assert per_class_accuracy(confusion)[0] == 0 and np.isnan(per_class_accuracy(confusion)[1:]).all()
+    assert accuracy_table([confusion], [0, 1, 1])[0, 0] == 0
+    assert np.isnan(accuracy_table([confusion], [0, 1, 1])[0, 1])
+    assert math.isnan(micro_accuracy(np.zeros((3, 3))))
+
+
+def test_confusions_of_the_wrong_kind_are_refused():
+    with pytest.raises(ValueError, match="2 classes"):
+        accuracy_table([np.eye(2)], [0, 0, 1])
+    with pytest.raises(ValueError, match="shape"):
+        micro_accuracy(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="negative"):
+        per_class_accuracy([[1, -1], [0, 1]])
+    with pytest.raises(ValueError, match="evaluated"):
+        accuracy_table([np.eye(2)], [0, 1], evaluated=[[0], [1]])
+
+
+def test_a_table_comes_back_to_the_bit(tmp_path):
+    table = np.random.default_rng(4).random((3, 2)) / 3
+    table[0, 1] = NAN
+    names = ["dog bark, siren", 'task "1"']
+    write_table(tmp_path / "new" / "accuracy_table.csv", table, names)
+    again, names_again = read_table(tmp_path / "new" / "accuracy_table.csv")
+    assert np.array_equal(again, table, equal_nan=True)
+    assert names_again == names
+
+
+def test_the_table_file_is_what_a_reader_expects(tmp_path):
+    write_table(tmp_path / "t.csv", [[0.5, NAN], [0.25, 1.0]])
+    assert (tmp_path / "t.csv").read_text() == "encoder,task0,task1\n0,0.5,\n1,0.25,1.0\n"
+    with pytest.raises(ValueError, match="3 task names"):
+        write_table(tmp_path / "t.csv", [[0.5, 0.5]], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("text", ["", "encoder,t\n", "a,b\n0,1\n", "encoder,t\n0,x\n", "encoder,t\n0,1,2\n"])
+def test_what_is_no_table_file_is_refused(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match="no accuracy table"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def die(*_):
+        raise OSError("killed")
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(OSError, match="killed"):
+        write_atomically(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"

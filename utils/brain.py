@@ -1,0 +1,150 @@
+"""The Brain that all encoder trainers share: seeds, rates, optimizers, checkpoints, progress.
+
+Legend: B clips, D features. A trainer adds `compute_forward` and `compute_objectives`. The loops are SpeechBrain's.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from utils.schedulers import WarmupCosineScheduler
+
+import numpy as np
+import speechbrain as sb
+import torch
+
+HEADS_AND_ENCODER = ("embedding_model", "projector", "predictor", "classifier")  # what a task hands to the next
+
+
+@dataclass
+class TaskContext:
+    """What a Brain has to know of the task that it trains.
+
+    Attributes
+    ----------
+    index : int
+        The task's number, from 0.
+    epochs, steps_per_epoch : int
+        As they will be run.
+    seed : int
+        The experiment's.
+    schedule : callable
+        Step from 0 -> learning rate.
+    counter : speechbrain.utils.epoch_loop.EpochCounter
+    on_step : callable
+        Called after each step with (task, epoch, loss tensor).
+    on_epoch : callable
+        Called after each epoch with a dict of figures.
+    """
+
+    index: int
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+    schedule: WarmupCosineScheduler
+    counter: object
+    on_step: object
+    on_epoch: object
+    losses: dict = field(default_factory=dict)
+
+
+def embed(modules, wav, lengths, augment=False):
+    """Waveforms to embeddings, the one way for training and evaluation.
+
+    Parameters
+    ----------
+    modules : mapping
+        `compute_features`, `mean_var_norm`, `embedding_model` and, where asked for, `augment`.
+    wav : torch.Tensor
+        [B, samples].
+    lengths : torch.Tensor
+        [B], relative to the longest.
+    augment : bool
+        Whether these are training views.
+
+    Returns
+    -------
+    torch.Tensor
+        [B, D].
+    """
+    features = modules["compute_features"](wav)  # [B, T, F], log-mel in dB
+    if augment:
+        features = modules["augment"](features)
+    features = modules["mean_var_norm"](features, lengths)
+    return modules["embedding_model"](features, lengths).squeeze(1)  # [B, D]
+
+
+class TaskBrain(sb.Brain):
+    """One task of an encoder's training.
+
+    Parameters
+    ----------
+    task : TaskContext
+    **kwargs
+        As for `speechbrain.Brain`.
+    """
+
+    def __init__(self, task, **kwargs):
+        super().__init__(**kwargs)
+        self.task = task
+        self.last_save, self.save_seconds = time.monotonic(), 0.0
+
+    def embed_view(self, view, stage):
+        """Embed one view, a PaddedData of [B, samples] -> [B, D]."""
+        return embed(self.modules, view.data, view.lengths, augment=stage == sb.Stage.TRAIN)
+
+    def weighted_sum(self, losses, weights):
+        """Join losses, and keep their means for the log."""
+        for name, loss in losses.items():
+            total, count = self.task.losses.get(name, (0.0, 0))
+            self.task.losses[name] = (total + float(loss.detach()), count + 1)
+        return sum(weights[name] * loss for name, loss in losses.items())
+
+    def init_optimizers(self):
+        """Two optimizers: SpeechBrain clips an optimizer's first parameter group only, and the predictor's rate is
+        constant (SimSiam, arXiv 2011.10566, section 4.2)."""
+        predictor = list(self.modules["predictor"].parameters()) if "predictor" in self.modules else []
+        apart = {id(p) for p in predictor}
+        groups = {"optimizer": [p for p in self.modules.parameters() if p.requires_grad and id(p) not in apart]}
+        if predictor:
+            groups["predictor_optimizer"] = predictor
+        self.optimizers_dict = {name: self.opt_class(parameters) for name, parameters in groups.items()}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverables(self.optimizers_dict)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Seed the step and set its rate: both are functions of (seed, task, epoch, step), so a resumed run and a
+        straight one draw the same augmentation and dropout."""
+        epoch = self.task.counter.current
+        key = np.random.SeedSequence([self.task.seed, self.task.index, epoch, self.step])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        self.lr = self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
+        for group in self.optimizers_dict["optimizer"].param_groups:
+            group["lr"] = self.lr
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Move the progress bar."""
+        self.task.on_step(self.task.index, self.task.counter.current, loss)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log the epoch; save it if it is the task's last, or if saving so far took less than its share of the time."""
+        if stage != sb.Stage.TRAIN:
+            return
+        # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
+        self.step, self.avg_train_loss = 0, 0.0
+        means = {name: total / count for name, (total, count) in self.task.losses.items()}
+        self.task.losses.clear()
+        self.task.on_epoch({"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means, "lr": self.lr})
+        if epoch == self.task.epochs:
+            self._save_finished()
+        elif time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
+            begun = time.monotonic()
+            self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
+            self.last_save = time.monotonic()
+            self.save_seconds = self.last_save - begun
+
+    def _save_finished(self):
+        """Keep the weights of the task, and nothing that only its training needed."""
+        kept = {*HEADS_AND_ENCODER, "counter"}
+        self.checkpointer.recoverables = {k: v for k, v in self.checkpointer.recoverables.items() if k in kept}
+        meta = {"epoch": self.task.epochs, "finished": True}
+        self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1)

@@ -1,0 +1,170 @@
+"""Embeddings of whole clips, computed once per encoder and kept. Legend: n clips, D features.
+
+A frozen encoder gives a clip the same embedding in every epoch of every probe, so the encoder runs once over each clip
+that an evaluation needs, and the vectors wait in a file beside the encoder's checkpoints for the next one.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import sys
+import zipfile
+
+from utils.brain import embed
+from utils.files import write_atomically
+
+import numpy as np
+import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Embedder:
+    """Runs a frozen encoder over clips.
+
+    Clips of equal length share a batch and none is padded, so an embedding depends on its clip alone.
+
+    Parameters
+    ----------
+    modules : dict of str to torch.nn.Module
+        `compute_features`, `mean_var_norm` and `embedding_model`.
+    device : str
+    batch_size : int
+        Most clips in one forward pass.
+    precision : str
+        "fp32" or "bf16".
+
+    Attributes
+    ----------
+    n_embedded : int
+        Clips that went through the encoder so far.
+    """
+
+    def __init__(self, modules, device="cpu", batch_size=32, precision="fp32"):
+        self.modules = {name: module.to(device).eval() for name, module in modules.items()}
+        self.device, self.batch_size, self.precision = device, batch_size, precision
+        self.context = TorchAutocast(device_type=device.split(":")[0], dtype=AMPConfig.from_name(precision).dtype)
+        self.n_embedded = 0
+
+    def key(self):
+        """Digest of all that decides an embedding but the clip: weights, front end, precision."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in sorted(self.modules):
+            digest.update(f"{name}{self.modules[name]}{_settings(self.modules[name])}".encode())
+            for entry, tensor in self.modules[name].state_dict().items():
+                array = torch.as_tensor(tensor).detach().cpu().contiguous()
+                digest.update(f"{entry}{array.dtype}{tuple(array.shape)}".encode())
+                digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+        digest.update(self.precision.encode())
+        return digest.hexdigest()
+
+    def __call__(self, store, clips, what="clips"):
+        """Embed clips.
+
+        Parameters
+        ----------
+        store : datasets.store.AudioStore or datasets.store.LiveAudio
+        clips : sequence of int
+            Their numbers in the store.
+        what : str
+            Word for the progress bar.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, D] float32, in the order of `clips`.
+        """
+        clips = np.asarray(clips)
+        vectors = [None] * len(clips)
+        off = not sys.stderr.isatty()
+        bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
+        with torch.inference_mode(), self.context, bar:
+            for places in _equal_length_batches(store.lengths[clips], self.batch_size):
+                wav = torch.from_numpy(np.stack([store.read(int(c)) for c in clips[places]])).to(self.device)
+                out = embed(self.modules, wav, torch.ones(len(wav), device=self.device))
+                for place, vector in zip(places, out.float().cpu().numpy(), strict=True):
+                    vectors[place] = vector
+                self.n_embedded += len(places)
+                bar.update(len(places))
+        return np.stack(vectors)
+
+
+def _settings(module):
+    """Plain attributes of a module and its parts: a front end's settings are no weights and not all in its repr."""
+    plain = (int, float, str, bool, type(None))
+    found = []
+    for name, part in module.named_modules():
+        public = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
+        found += [(name, k, v) for k, v in sorted(public.items()) if isinstance(v, plain)]
+    return found
+
+
+def _equal_length_batches(lengths, batch_size):
+    """Split places into batches of clips with the same number of samples."""
+    order = np.argsort(lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
+    for group in np.split(order, starts[1:]):
+        yield from (group[i : i + batch_size] for i in range(0, len(group), batch_size))
+
+
+class EmbeddingCache:
+    """Embeddings in a file, by the clips' content.
+
+    The file is named by the encoder's digest, and holds an id (path and content) beside each vector: a clip that
+    changed is embedded again, a clip that is there is not. The archive's checksums guard the vectors.
+
+    Parameters
+    ----------
+    folder : str
+        Where the files are; made at the first write.
+    fallback : str
+        Where they go if `folder` can't be written.
+    """
+
+    def __init__(self, folder, fallback=None):
+        self.folder, self.fallback = folder, fallback
+
+    def get(self, embedder, store, clips, what="clips"):
+        """Embeddings of `clips`, from the file as far as it has them.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, D] float32.
+        """
+        clips = np.asarray(clips)
+        ids = store.ids[clips]
+        name = f"{embedder.key()}.npz"
+        known = {}
+        for folder in filter(None, (self.fallback, self.folder)):
+            known.update(self._read(os.path.join(folder, name)))
+        missing = [place for place, clip_id in enumerate(ids) if clip_id not in known]
+        if missing:
+            for place, vector in zip(missing, embedder(store, clips[missing], what), strict=True):
+                known[ids[place]] = vector
+            self._write(name, known)
+        return np.stack([known[clip_id] for clip_id in ids])
+
+    def _read(self, path):
+        if not os.path.isfile(path):
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(zip(archive["ids"].tolist(), archive["vectors"], strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s): its clips are embedded again.", path, error)
+            return {}
+
+    def _write(self, name, known):
+        buffer = io.BytesIO()
+        np.savez(buffer, ids=np.array(list(known)), vectors=np.stack(list(known.values())))
+        try:
+            write_atomically(os.path.join(self.folder, name), buffer.getvalue())
+        except OSError as error:
+            if self.fallback is None:
+                raise
+            logger.warning("Can't keep embeddings in %s (%s): they go to %s.", self.folder, error, self.fallback)
+            write_atomically(os.path.join(self.fallback, name), buffer.getvalue())

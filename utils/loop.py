@@ -1,0 +1,127 @@
+"""The task loop of the encoder trainers: one Brain a task, files the only hand-over."""
+
+import logging
+import os
+import time
+
+from datasets.batches import EpochSampler, TwoViewDataset, make_mixup
+from datasets.errors import InputError
+from datasets.selection import current_and_replay
+from utils.brain import HEADS_AND_ENCODER, TaskContext
+from utils.checkpoints import AtomicCheckpointer, is_finished, load_weights
+from utils.progress import RunProgress
+from utils.schedulers import WarmupCosineScheduler
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.epoch_loop import EpochCounter
+
+logger = logging.getLogger(__name__)
+
+
+def plan_tasks(hparams, run_opts, data):
+    """Select every task's clips and count its steps, so that what can't be trained is said before anything is.
+
+    Returns
+    -------
+    list of dict
+        For each task: `rows` (its clips and the replayed ones), `epochs`, `steps` (per epoch).
+
+    Raises
+    ------
+    InputError
+        A task has fewer clips than a batch.
+    """
+    plan = []
+    epochs, most = hparams["number_of_epochs"], None
+    if run_opts.debug:
+        epochs = min(epochs, run_opts.debug_epochs) if run_opts.debug_epochs > 0 else epochs
+        most = run_opts.debug_batches
+    for t in range(data.n_tasks):
+        rows = current_and_replay(data.split("train"), t, hparams["replay_num_keep"], hparams["seed"])
+        steps = len(rows) // hparams["batch_size"]
+        if steps == 0:
+            raise InputError(
+                f"Task {t} ({data.task_names()[t]}) has {len(rows)} training clips, less than one batch of "
+                f"{hparams['batch_size']}: lower batch_size, or put more classes into a task."
+            )
+        plan.append({"rows": rows, "epochs": epochs, "steps": min(steps, most) if most else steps})
+    return plan
+
+
+def save_rows(save_folder, data):
+    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
+    os.makedirs(save_folder, exist_ok=True)
+    for (split, task), rows in data.rows.groupby(["split", "task"]):
+        rows.to_csv(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), index=False)
+
+
+def train_tasks(brain_class, hparams, run_opts, data, modules):
+    """Train an encoder on one task after the other.
+
+    A finished task is left as it is, a task that was interrupted goes on from its last checkpoint.
+
+    Parameters
+    ----------
+    brain_class : type
+        A subclass of `utils.brain.TaskBrain`.
+    hparams : dict
+        The loaded YAML.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    modules : dict of str to torch.nn.Module
+        With fresh weights, from which task 0 starts.
+    """
+    plan = plan_tasks(hparams, run_opts, data)
+    save_rows(hparams["save_folder"], data)
+    folders = [os.path.join(hparams["save_folder"], f"task{t}") for t in range(data.n_tasks)]
+    names = data.task_names()
+    with RunProgress(hparams, run_opts, plan) as progress:
+        for t, step in enumerate(plan):
+            if is_finished(folders[t]):
+                progress.skip(t)
+                continue
+            if t > 0:
+                load_weights(folders[t - 1], {n: m for n, m in modules.items() if n in HEADS_AND_ENCODER})
+            begun = time.monotonic()
+            train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
+            progress.task_done(t, names[t], time.monotonic() - begun)
+
+
+def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):
+    """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
+    mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
+    crop_samples = round(hparams["train_duration"] * hparams["sample_rate"])
+    dataset = TwoViewDataset(step["rows"], data.store, crop_samples, len(data.classes), mixup, hparams["seed"], t)
+    sampler = EpochSampler(len(dataset), hparams["seed"], t)
+    counter = EpochCounter(step["epochs"])
+    total, warmup = step["epochs"] * step["steps"], min(hparams["warmup_epochs"], step["epochs"] - 1) * step["steps"]
+    context = TaskContext(
+        index=t,
+        epochs=step["epochs"],
+        steps_per_epoch=step["steps"],
+        seed=hparams["seed"],
+        schedule=WarmupCosineScheduler(hparams["lr"], hparams["final_lr"], total, warmup),
+        counter=counter,
+        on_step=progress.step,
+        on_epoch=progress.epoch,
+    )
+    saved = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
+    brain = brain_class(
+        task=context,
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=AtomicCheckpointer(folder, {**saved, "counter": counter}),
+    )
+    brain.train_sampler = sampler  # SpeechBrain tells the epoch to this one only
+    loader = {
+        "batch_size": hparams["batch_size"],
+        "num_workers": hparams["num_workers"],
+        "sampler": sampler,
+        "drop_last": True,
+        "collate_fn": PaddedBatch,
+        "pin_memory": torch.device(brain.device).type == "cuda",
+    }
+    brain.fit(counter, dataset, progressbar=False, train_loader_kwargs=loader)

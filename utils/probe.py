@@ -1,0 +1,288 @@
+"""Linear evaluation of saved encoders: embed once, train a linear classifier per encoder, fill the accuracy table.
+
+Legend: n clips, D embedding features, C classes.
+"""
+
+import json
+import logging
+import os
+import time
+
+from datasets.errors import InputError
+from datasets.selection import get_protocol
+from utils.checkpoints import load_weights
+from utils.config import effective_option
+from utils.embeddings import Embedder, EmbeddingCache
+from utils.files import write_atomically
+from utils.schedulers import WarmupCosineScheduler
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.dataio.sampler import ReproducibleRandomSampler, ReproducibleWeightedRandomSampler
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+logger = logging.getLogger(__name__)
+
+
+class Embedded(Dataset):
+    """Embeddings and labels, handed out a batch at a time.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        [n, D].
+    labels : numpy.ndarray
+        [n].
+    """
+
+    def __init__(self, vectors, labels):
+        self.vectors, self.labels = torch.tensor(vectors), torch.tensor(labels)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, places):
+        """([batch, D], [batch]) for a list of places."""
+        return self.vectors[places], self.labels[places]
+
+
+class ProbeBrain(sb.Brain):
+    """Trains a linear classifier and keeps the epoch of best validation accuracy; of equals, that of least loss.
+
+    Parameters
+    ----------
+    schedule : callable
+        Step from 0 -> learning rate.
+    **kwargs
+        As for `speechbrain.Brain`.
+    """
+
+    def __init__(self, schedule, **kwargs):
+        super().__init__(**kwargs)
+        self.schedule, self.steps_done = schedule, 0
+        self.best = {"key": (-1.0, -np.inf), "epoch": 0, "weights": None}
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Set the step's rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.steps_done)
+        self.steps_done += 1
+
+    def on_stage_start(self, stage, epoch=None):
+        """Count anew."""
+        self.correct = self.total = 0
+
+    def count(self, logits, labels):
+        """Add a batch to the accuracy."""
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.total += len(labels)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Keep the weights of the best epoch."""
+        if stage != sb.Stage.VALID:
+            return
+        key = (self.correct / max(self.total, 1), -stage_loss)
+        if key > self.best["key"]:
+            weights = {k: v.detach().clone() for k, v in self.modules["classifier"].state_dict().items()}
+            self.best = {"key": key, "epoch": epoch, "weights": weights}
+
+
+def fit_probe(brain_class, hparams, run_opts, n_classes, train, valid, balanced):
+    """Train one linear classifier on embeddings.
+
+    Parameters
+    ----------
+    brain_class : type
+        A subclass of `ProbeBrain`.
+    hparams : dict
+        Uses `classifier`, `opt_class`, `lr`, `final_lr`, `batch_size`, `number_of_epochs`, `warmup_epochs`, `seed`.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    n_classes : int
+        C, all classes of the data set.
+    train, valid : torch.utils.data.Dataset
+        Return ([batch, D], [batch]) for a list of places.
+    balanced : bool
+        Draw every class with equal probability.
+
+    Returns
+    -------
+    classifier : torch.nn.Module
+        With the best epoch's weights.
+    best : dict
+        `accuracy` on the validation clips, `epoch`.
+    """
+    batch_size, seed = hparams["batch_size"], hparams["seed"]
+    torch.manual_seed(seed)
+    classifier = hparams["classifier"](n_classes=n_classes)
+    if balanced:
+        labels = np.asarray(train.labels)
+        weights = 1.0 / np.bincount(labels, minlength=n_classes).clip(1)[labels]
+        sampler = ReproducibleWeightedRandomSampler(weights, len(train), replacement=True, seed=seed)
+    else:
+        sampler = ReproducibleRandomSampler(train, seed=seed)
+    # A whole batch is dropped only where another is left: few clips must not mean none.
+    batches = BatchSampler(sampler, batch_size, drop_last=len(train) >= batch_size)
+    epochs, warmup = hparams["number_of_epochs"], hparams["warmup_epochs"]
+    schedule = WarmupCosineScheduler(
+        hparams["lr"], hparams["final_lr"], epochs * len(batches), min(warmup, epochs - 1) * len(batches)
+    )
+    brain = brain_class(
+        schedule=schedule,
+        modules={"classifier": classifier},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+    )
+    brain.train_sampler = sampler
+    loader = DataLoader(train, sampler=batches, batch_size=None)
+    valid_loader = DataLoader(valid, sampler=BatchSampler(SequentialSampler(valid), 1024, False), batch_size=None)
+    brain.fit(EpochCounter(epochs), loader, valid_loader, progressbar=False)
+    classifier.load_state_dict(brain.best["weights"])
+    return classifier.eval(), {"accuracy": brain.best["key"][0], "epoch": brain.best["epoch"]}
+
+
+def confusion_matrix(classifier, test, n_classes):
+    """Counts of clips by true and predicted class, [C, C]."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    vectors, labels = test[list(range(len(test)))]
+    with torch.inference_mode():
+        logits = classifier(vectors.to(next(classifier.parameters()).device)).cpu()
+    return multiclass_confusion_matrix(logits.argmax(1), labels, n_classes).numpy()
+
+
+class Evaluation:
+    """Judges one encoder after the other by the same protocol, each once.
+
+    Parameters
+    ----------
+    brain_class : type
+        A subclass of `ProbeBrain`.
+    hparams : dict
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    """
+
+    def __init__(self, brain_class, hparams, run_opts, data):
+        self.brain_class, self.hparams, self.run_opts, self.data = brain_class, hparams, run_opts, data
+        self.protocol = get_protocol(hparams["linclf_train_type"])
+        self.splits = {name: data.split(name) for name in ("train", "valid", "test")}
+        if run_opts.debug:
+            most = run_opts.debug_batches * hparams["batch_size"]
+            self.splits = {name: rows.groupby("task").head(most) for name, rows in self.splits.items()}
+        for name, rows in self.splits.items():
+            if rows.empty:
+                raise InputError(f"No clip of the named classes is in the {name} split.")
+
+    def rows(self, t):
+        """The clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
+        keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
+        test_tasks = self.protocol.test_tasks(t, self.data.n_tasks)
+        return {
+            "train": self.protocol.train(self.splits["train"], t, keep, seed),
+            "valid": self.protocol.valid(self.splits["valid"], t, keep, seed),
+            "test": self.splits["test"][self.splits["test"]["task"].isin(list(test_tasks))],
+        }
+
+    def judge(self, t, embedder, cache, path, what):
+        """Train and test the probe of stage `t`, unless `path` holds the result for this encoder already.
+
+        Returns
+        -------
+        dict
+            `confusion` ([C, C] lists of counts), `valid_accuracy`, `epoch`, `key` (the encoder's digest), `seconds`.
+        """
+        key = embedder.key()
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                saved = json.load(file)
+            if saved["key"] == key:
+                logger.info("%s: judged already", what)
+                return saved
+        begun = time.monotonic()
+        rows = self.rows(t)
+        for name, split in rows.items():
+            if split.empty:
+                raise InputError(f"{what}: no {name} clips for linclf_train_type={self.hparams['linclf_train_type']}.")
+        joined = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
+        vectors = cache.get(embedder, self.data.store, joined, what)
+        ends = np.cumsum([len(split) for split in rows.values()])[:-1]
+        parts = {
+            name: Embedded(part, split["label"].to_numpy())
+            for (name, split), part in zip(rows.items(), np.split(vectors, ends), strict=True)
+        }
+        n_classes = len(self.data.classes)
+        classifier, best = fit_probe(
+            self.brain_class, self.hparams, self.run_opts, n_classes, parts["train"], parts["valid"],
+            self.protocol.balanced,
+        )  # fmt: skip
+        confusion = confusion_matrix(classifier, parts["test"], n_classes)
+        seconds = time.monotonic() - begun
+        logger.info(
+            "%s: %d training clips, best of %d epochs %d (valid %.1f %%), test %.1f %%, %.1f s",
+            what, len(parts["train"]), self.hparams["number_of_epochs"], best["epoch"], 100 * best["accuracy"],
+            100 * np.trace(confusion) / confusion.sum(), seconds,
+        )  # fmt: skip
+        result = {
+            "key": key,
+            "confusion": confusion.tolist(),
+            "valid_accuracy": best["accuracy"],
+            "epoch": best["epoch"],
+            "seconds": seconds,
+        }
+        write_atomically(path, json.dumps(result))
+        return result
+
+
+def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weights):
+    """Judge every saved encoder, and the random-weights one by the same protocol.
+
+    Parameters
+    ----------
+    brain_class : type
+        A subclass of `ProbeBrain`.
+    hparams : dict
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    folders : list of str
+        The encoders' task folders, in order.
+    random_weights : dict of str to torch.Tensor
+        State of an encoder that has learnt nothing.
+
+    Returns
+    -------
+    dict
+        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder; `n_embedded`: how
+        many clips went through an encoder.
+    """
+    evaluation = Evaluation(brain_class, hparams, run_opts, data)
+    every_task = list(evaluation.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
+    if not every_task and len(folders) > data.n_tasks:
+        raise InputError(
+            f"{len(folders)} encoders for {data.n_tasks} tasks, but linclf_train_type={hparams['linclf_train_type']} "
+            "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
+        )
+    if not every_task and len(folders) < data.n_tasks:
+        logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
+    modules = {n: hparams["modules"][n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    precision = effective_option("eval_precision", hparams, run_opts)
+    embedder = Embedder(modules, device, hparams["embedding_batch_size"], precision)
+    beside = os.path.join(os.path.dirname(os.path.dirname(folders[0])), "embeddings")
+    cache = EmbeddingCache(beside, fallback=os.path.join(hparams["output_folder"], "embeddings"))
+    results = {"trained": [], "floor": []}
+    for t, folder in enumerate(folders):
+        load_weights(folder, {"embedding_model": modules["embedding_model"]})
+        path = os.path.join(hparams["save_folder"], f"task{t}.json")
+        results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
+    modules["embedding_model"].load_state_dict(random_weights)
+    for t in range(len(folders)):
+        if t > 0 and every_task:  # nothing depends on t
+            results["floor"].append(results["floor"][0])
+            continue
+        path = os.path.join(hparams["save_folder"], f"floor{t}.json")
+        results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}"))
+    results["n_embedded"] = embedder.n_embedded
+    return results

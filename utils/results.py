@@ -1,0 +1,110 @@
+"""What an evaluation leaves in its run folder: tables, metrics, figures, and a summary on the terminal."""
+
+import json
+import logging
+import os
+
+from datasets.selection import PROTOCOLS
+from utils import figures
+from utils.files import write_atomically
+from utils.metrics import (
+    accuracy_table,
+    continual_metrics,
+    mean_over_seen,
+    micro_accuracy,
+    per_class_accuracy,
+    write_table,
+)
+from utils.report import summarise
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+def save_results(results, hparams, data, trained, settings):
+    """Write everything that `linclf_train.py` promises, and print the summary.
+
+    Parameters
+    ----------
+    results : dict
+        As `utils.probe.evaluate_encoders` returns it.
+    hparams : dict
+    data : datasets.prepare.Data
+    trained : dict of str to str
+        Settings of the encoder's run.
+    settings : dict of str to str
+        Settings of this run.
+    """
+    folder, kind = hparams["output_folder"], hparams["linclf_train_type"]
+    protocol = PROTOCOLS[kind]
+    task_of_class = np.full(len(data.classes), -1)
+    task_of_class[data.rows["label"]] = data.rows["task"]
+    tasks = [list(protocol.test_tasks(t, data.n_tasks)) for t in range(len(results["trained"]))]
+    confusions = {name: [np.array(r["confusion"]) for r in results[name]] for name in ("trained", "floor")}
+    tables = {name: accuracy_table(c, task_of_class, tasks) for name, c in confusions.items()}
+    # Only on the stream that it was trained on does row t of the table follow task t.
+    same = all(trained.get(key) == settings[key] for key in ("dataset", "task_classes"))
+    metrics = {name: _metrics(tables[name], confusions[name][-1], tables["floor"], kind, same) for name in tables}
+    names = data.task_names()
+    for name, file in (("trained", "accuracy_table.csv"), ("floor", "floor_table.csv")):
+        write_table(os.path.join(folder, file), tables[name], names)
+    record = {
+        "protocol": kind,
+        "method": hparams["method"] or trained.get("experiment_name", "encoder"),
+        "encoder": hparams["encoder"],
+        "dataset": data.source,
+        "seed": int(trained.get("seed", hparams["seed"])),
+        "metrics": metrics["trained"],
+        "floor": metrics["floor"],
+        "clips_embedded": results["n_embedded"],
+        "seconds": sum(r["seconds"] for r in results["trained"] + results["floor"][: 1 if kind == "full" else None]),
+    }
+    write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
+    _save_confusion(folder, confusions, data.classes)
+    _draw(folder, tables, confusions, tasks, task_of_class, data, record, same)
+    logger.info("\n%s", summarise([folder]))
+
+
+def _metrics(table, last_confusion, floor_table, kind, same):
+    """All metrics of one table; forward transfer compares with the random encoder, under "full" only."""
+    floor = floor_table[-1] if kind == "full" else None
+    return {**continual_metrics(table, floor, aligned=same), "micro_accuracy": micro_accuracy(last_confusion)}
+
+
+def _save_confusion(folder, confusions, classes):
+    """The last encoder's confusion matrix and accuracy by class, the floor's beside it."""
+    import pandas as pd
+
+    matrix = pd.DataFrame(confusions["trained"][-1], index=classes, columns=classes)
+    write_atomically(os.path.join(folder, "confusion_matrix.csv"), matrix.to_csv(index_label="true class"))
+    by_class = pd.DataFrame(
+        {
+            "class": classes,
+            "clips": confusions["trained"][-1].sum(1),
+            "accuracy": per_class_accuracy(confusions["trained"][-1]),
+            "floor": per_class_accuracy(confusions["floor"][-1]),
+        }
+    )
+    write_atomically(os.path.join(folder, "per_class_accuracy.csv"), by_class.to_csv(index=False))
+
+
+def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
+    kind, name = record["protocol"], PROTOCOLS[record["protocol"]].name
+    title = f"{record['method']} on {record['dataset']}, {name}"
+    path = os.path.join
+    figures.plot_accuracy_table(
+        tables["trained"], path(folder, "accuracy_table.png"), data.task_names(), title=title, protocol=kind
+    )
+    in_choice = [np.isin(task_of_class, stage).sum() for stage in tasks]
+    figures.plot_accuracy_over_tasks(
+        mean_over_seen(tables["trained"], aligned=same),
+        mean_over_seen(tables["floor"], aligned=same),
+        path(folder, "accuracy_over_tasks.png"),
+        chance=[1 / n for n in in_choice],
+        title=title,
+        protocol=kind,
+    )
+    figures.plot_confusion(
+        confusions["trained"][-1], data.classes, path(folder, "confusion_matrix.png"), title=f"{title}: last encoder"
+    )
