@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/demo
-SMALL := --encoder=pann_tiny --emb_dim=128
 
 .PHONY: demo test lint clean
 
@@ -18,7 +17,17 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/python -m utils.demo
+	$(BIN)/python supclr_train.py hparams/demo/supclr_train.yaml
+	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=seen --experiment_name=lep
+	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=subset --replay_num_keep=16 \
+	  --experiment_name=slep
+	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=full --experiment_name=full
+	@$(BIN)/python -m utils.report --summary $(DEMO)/linclf/lep+seed_2022 $(DEMO)/linclf/slep+seed_2022 \
+	  $(DEMO)/linclf/full+seed_2022
+	@echo "On your own data, in UrbanSound8K's layout (metadata/UrbanSound8K.csv, audio/fold1..10):"
+	@echo "  $(BIN)/python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=YOUR_FOLDER --experiment_name=mine"
+	@echo "  $(BIN)/python linclf_train.py hparams/us8k/linclf_train.yaml --data_folder=YOUR_FOLDER \\"
+	@echo "    --ssl_checkpoints_dir=results/mine+seed_2022/save --experiment_name=mine-lep"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m ruff check .

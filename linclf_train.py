@@ -18,6 +18,7 @@ import copy
 
 from datasets.prepare import prepare
 from utils.config import (
+    LOG_CONFIG,
     check_same_encoder,
     find_checkpoints,
     load_config,
@@ -61,7 +62,7 @@ if __name__ == "__main__":
         # The run's folder, with its settings and versions; another run's folder is refused.
         open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
         sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config="utils/log_config.yaml", save_env_desc=False
+            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
         )
         save_versions(hparams["output_folder"])
 

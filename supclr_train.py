@@ -15,7 +15,15 @@ encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epoc
 
 from datasets.prepare import prepare
 from utils.brain import TaskBrain
-from utils.config import load_config, open_run_folder, parse_arguments, run_settings, save_versions, user_errors
+from utils.config import (
+    LOG_CONFIG,
+    load_config,
+    open_run_folder,
+    parse_arguments,
+    run_settings,
+    save_versions,
+    user_errors,
+)
 from utils.loop import train_tasks
 
 import speechbrain as sb
@@ -57,7 +65,7 @@ if __name__ == "__main__":
         settings = run_settings(hparams_file, overrides, run_opts, hparams)
         open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
         sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config="utils/log_config.yaml", save_env_desc=False
+            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
         )
         save_versions(hparams["output_folder"])
 

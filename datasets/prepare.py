@@ -1,15 +1,11 @@
 """From a data set's metadata to what an experiment uses: checked clips with labels and tasks, and their samples."""
 
-import logging
 from dataclasses import dataclass
 
 from datasets.store import AudioStore, LiveAudio, open_store
 from datasets.tasks import assign_tasks
 
 import pandas as pd
-
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Data:
@@ -76,9 +72,7 @@ def prepare(dataset, data_folder, task_classes, sample_rate, store_folder, skip_
     rows["clip"] = range(len(rows))
     assigned = assign_tasks(rows, classes, task_classes)
     store = open_store(
-        data_folder, list(rows["wav_path"]), sample_rate, store_folder, skip_bad_audio=skip_bad_audio
+        data_folder, list(rows["wav_path"]), sample_rate, store_folder, source.lower(), skip_bad_audio=skip_bad_audio
     )
     bad = assigned["wav_path"].isin(list(store.bad))
-    if bad.any():
-        logger.warning("%d of %d clips are left out because their audio can't be used.", bad.sum(), len(assigned))
     return Data(assigned[~bad].reset_index(drop=True), classes, store, len(task_classes), source)

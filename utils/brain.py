@@ -11,6 +11,8 @@ from utils.schedulers import WarmupCosineScheduler
 import numpy as np
 import speechbrain as sb
 import torch
+import yaml
+from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 
 HEADS_AND_ENCODER = ("embedding_model", "projector", "predictor", "classifier")  # what a task hands to the next
 
@@ -73,6 +75,7 @@ def embed(modules, wav, lengths, augment=False):
     return modules["embedding_model"](features, lengths).squeeze(1)  # [B, D]
 
 
+@register_checkpoint_hooks
 class TaskBrain(sb.Brain):
     """One task of an encoder's training.
 
@@ -117,9 +120,12 @@ class TaskBrain(sb.Brain):
         epoch = self.task.counter.current
         key = np.random.SeedSequence([self.task.seed, self.task.index, epoch, self.step])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        self.lr = self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
         for group in self.optimizers_dict["optimizer"].param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self._rate(epoch)
+
+    def _rate(self, epoch):
+        """Learning rate of the epoch's current step."""
+        return self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Move the progress bar."""
@@ -129,11 +135,12 @@ class TaskBrain(sb.Brain):
         """Log the epoch; save it if it is the task's last, or if saving so far took less than its share of the time."""
         if stage != sb.Stage.TRAIN:
             return
+        lr = self._rate(epoch)
         # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
         self.step, self.avg_train_loss = 0, 0.0
         means = {name: total / count for name, (total, count) in self.task.losses.items()}
         self.task.losses.clear()
-        self.task.on_epoch({"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means, "lr": self.lr})
+        self.task.on_epoch({"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means, "lr": lr})
         if epoch == self.task.epochs:
             self._save_finished()
         elif time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
@@ -141,6 +148,19 @@ class TaskBrain(sb.Brain):
             self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
             self.last_save = time.monotonic()
             self.save_seconds = self.last_save - begun
+
+    @mark_as_saver
+    def _save(self, path):
+        """Add the losses so far to what SpeechBrain saves in the middle of an epoch."""
+        super()._save(path)
+        with open(path, "a", encoding="utf-8") as file:
+            yaml.safe_dump({"losses": {name: list(entry) for name, entry in self.task.losses.items()}}, file)
+
+    @mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        super()._recover(path, end_of_epoch)
+        with open(path, encoding="utf-8") as file:
+            self.task.losses.update({name: tuple(entry) for name, entry in yaml.safe_load(file)["losses"].items()})
 
     def _save_finished(self):
         """Keep the weights of the task, and nothing that only its training needed."""

@@ -48,6 +48,7 @@ LOWEST = {  # least value of each number; a crop shorter than one analysis windo
 }
 # What an encoder was trained with and must be judged with.
 ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "compute_features", "mean_var_norm")
+LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 _locks = []  # kept until the process ends
 
 
@@ -215,7 +216,7 @@ def run_settings(hparams_file, overrides, run_opts, hparams):
         if key not in HARMLESS and not key.startswith("__"):
             out = io.StringIO()
             yaml.dump({key: value}, out)
-            lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # a comment is no setting
+            lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
             settings[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
     for option in sorted(run_opts.overridden_args - HARMLESS_OPTIONS):
         settings[option] = str(run_opts[option])

@@ -154,7 +154,7 @@ class EmbeddingCache:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return dict(zip(archive["ids"].tolist(), archive["vectors"], strict=True))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             logger.warning("%s is damaged (%s): its clips are embedded again.", path, error)
             return {}
 

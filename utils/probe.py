@@ -153,6 +153,28 @@ def confusion_matrix(classifier, test, n_classes):
     return multiclass_confusion_matrix(logits.argmax(1), labels, n_classes).numpy()
 
 
+def standardise(vectors, n_train):
+    """Give every feature mean 0 and standard deviation 1 over the first `n_train` vectors.
+
+    The classifier stays linear; its SGD no longer depends on the scale of an encoder's embeddings, as with the norm
+    without weights ahead of the probe in MAE (arXiv 2111.06377, appendix A.1).
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        [n, D].
+    n_train : int
+        The training clips are the first ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        [n, D].
+    """
+    mean, std = vectors[:n_train].mean(0), vectors[:n_train].std(0)
+    return (vectors - mean) / np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0)
+
+
 class Evaluation:
     """Judges one encoder after the other by the same protocol, each once.
 
@@ -208,6 +230,8 @@ class Evaluation:
                 raise InputError(f"{what}: no {name} clips for linclf_train_type={self.hparams['linclf_train_type']}.")
         joined = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
         vectors = cache.get(embedder, self.data.store, joined, what)
+        if self.hparams["standardise"]:
+            vectors = standardise(vectors, len(rows["train"]))
         ends = np.cumsum([len(split) for split in rows.values()])[:-1]
         parts = {
             name: Embedded(part, split["label"].to_numpy())

@@ -66,6 +66,11 @@ class RunProgress:
         self.plan, self.folder = plan, hparams["output_folder"]
         self.loggers = [FileTrainLogger(os.path.join(self.folder, "train_log.txt"), precision=4)]
         self.loggers += make_extra_loggers(hparams["extra_logger"], self.folder)
+        self.csv_path = os.path.join(self.folder, "train_log.csv")
+        self.logged = set()  # by an earlier start of this run; an epoch trained again has the same figures
+        if os.path.isfile(self.csv_path):
+            with open(self.csv_path, encoding="utf-8", newline="") as file:
+                self.logged = {(row["task"], row["epoch"]) for row in csv.DictReader(file)}
         self.off = run_opts.noprogressbar or not sys.stderr.isatty()
         self.first_loss = self.last_loss = None
 
@@ -107,19 +112,20 @@ class RunProgress:
         train = {k: v for k, v in stats.items() if k not in meta}
         self.first_loss = train["loss"] if self.first_loss is None else self.first_loss
         self.last_loss = train["loss"]
+        self.bar.set_postfix_str(f"loss {train['loss']:.3f}", refresh=False)
+        if (str(stats["task"]), str(stats["epoch"])) in self.logged:
+            return
         for log in self.loggers:
             if isinstance(log, FileTrainLogger):
                 log.log_stats(meta, train_stats=train, verbose=False)
             else:  # a step that grows over tasks, for the curve's x axis
                 log.log_stats({**meta, "step": self._steps_before(stats["task"], stats["epoch"])}, train_stats=train)
-        path = os.path.join(self.folder, "train_log.csv")
-        new = not os.path.exists(path)
-        with open(path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(stats))
+        new = not os.path.exists(self.csv_path)
+        with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(stats), lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(stats)
-        self.bar.set_postfix_str(f"loss {train['loss']:.3f}", refresh=False)
 
     def task_done(self, task, name, seconds):
         """Say in a line what a task did."""

@@ -1,0 +1,183 @@
+"""Encoders, heads, norms, losses and schedule against independent references."""
+
+import math
+
+from models.encoders import ENCODERS, make_encoder
+from models.features import SpecAugment
+from models.heads import Classifier, Predictor, Projector
+from models.losses import NTXentLoss, SoftCrossEntropy
+from models.norms import NORMS, make_norm
+from models.pann import CNN14_CHANNELS, PANN
+from utils.schedulers import WarmupCosineScheduler
+
+import pytest
+import torch
+from speechbrain.lobes.models.Cnn14 import Cnn14
+
+
+def nt_xent_in_loops(z1, z2, temperature):
+    """Equation 1 of arXiv 2002.05709 term by term."""
+    views = [v / v.norm() for v in (*z1, *z2)]
+    n, total = len(z1), 0.0
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        similarities = [float(views[i] @ views[k]) / temperature for k in range(2 * n)]
+        negatives = sum(math.exp(s) for k, s in enumerate(similarities) if k != i)
+        total -= math.log(math.exp(similarities[j]) / negatives)
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("n", [2, 5])
+def test_nt_xent_equals_the_formula(n, temperature):
+    z1, z2 = torch.randn(2, n, 7, generator=torch.Generator().manual_seed(n)).unbind()
+    expected = nt_xent_in_loops(z1, z2, temperature)
+    assert NTXentLoss(temperature)(z1, z2).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_nt_xent_is_symmetric_and_falls_as_views_agree():
+    z1, z2 = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    loss = NTXentLoss(0.5)
+    assert loss(z1, z2).item() == pytest.approx(loss(z2, z1).item(), rel=1e-6)
+    assert loss(z1, z1) < loss(z1, z1 + 0.5 * z2) < loss(z1, z2)
+
+
+def test_nt_xent_of_half_precision_input_is_computed_in_single():
+    z1, z2 = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)).unbind()
+    loss = NTXentLoss(0.05)(z1.bfloat16(), z2.bfloat16())
+    assert loss.dtype == torch.float32
+    expected = nt_xent_in_loops(z1.bfloat16().double(), z2.bfloat16().double(), 0.05)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_nt_xent_refuses_temperature_zero():
+    with pytest.raises(ValueError, match="temperature is 0"):
+        NTXentLoss(0)
+
+
+def test_soft_cross_entropy_equals_the_formula():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(4, 3, generator=generator)
+    probs = torch.rand(4, 3, generator=generator)
+    probs = probs / probs.sum(1, keepdim=True)
+    rows = []
+    for row, q in zip(logits.tolist(), probs.tolist(), strict=True):
+        total = sum(math.exp(x) for x in row)
+        rows.append(-sum(p * math.log(math.exp(x) / total) for p, x in zip(q, row, strict=True)))
+    assert SoftCrossEntropy()(logits, probs).item() == pytest.approx(sum(rows) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm_type", ["bn", "in", "ln"])
+def test_pann_with_cnn14_channels_equals_speechbrains_cnn14(norm_type, monkeypatch):
+    small = tuple(c // 16 for c in CNN14_CHANNELS)  # the same net, 256 times cheaper
+    reference = Cnn14(mel_bins=80, emb_dim=128, norm_type=norm_type)
+    for i, (c_in, c_out) in enumerate(zip((1, *small), small, strict=False), start=1):
+        setattr(reference, f"conv_block{i}", type(reference.conv_block1)(c_in, c_out, norm_type))
+    ours = PANN(80, small, norm_type)
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 70, 80, generator=torch.Generator().manual_seed(0))
+    rates = []
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, training: rates.append((p, training)) or x)
+    for training in (False, True):
+        assert torch.allclose(ours.train(training)(x), reference.train(training)(x), atol=1e-5, rtol=1e-4)
+    assert rates == [(0.2, False)] * 12 + [(0.2, True)] * 12  # as often, as much; which cells go is another draw
+
+
+def test_cnn14_has_the_published_size_and_speechbrains_names():
+    ours, reference = make_encoder("cnn14"), Cnn14(mel_bins=80, emb_dim=2048)
+    shapes = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
+    assert {name: tuple(t.shape) for name, t in ours.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n not in ("cnn14", "ecapa")])
+@pytest.mark.parametrize("frames", [3, 40])
+def test_encoders_map_features_of_any_length_to_embeddings(name, frames):
+    encoder = make_encoder(name, n_mels=80, emb_dim=24).eval()
+    features = torch.randn(2, frames, 80)
+    if name.startswith("ecapa"):
+        features = torch.randn(2, max(frames, 10), 80)  # its dilated kernels reflect-pad up to 4 frames
+    assert encoder(features, torch.ones(2)).shape == (2, 1, 24)
+
+
+@pytest.mark.parametrize("call", [lambda: make_encoder("vgg"), lambda: make_encoder("pann_tiny", norm_type="gn")])
+def test_unknown_encoder_or_norm_lists_the_known(call):
+    with pytest.raises(ValueError, match="choose one of .*(cnn14|bn)"):
+        call()
+
+
+def test_too_many_blocks_for_the_mel_bands():
+    with pytest.raises(ValueError, match="use fewer channels"):
+        PANN(8, (4, 4, 4, 4, 4))
+
+
+@pytest.mark.parametrize("norm_type", list(NORMS))
+def test_heads_have_the_shapes_of_the_paper(norm_type):
+    h = torch.randn(6, 16)
+    projector, predictor = Projector(16, norm_type), Predictor(16, norm_type)
+    linear = [tuple(m.weight.shape) for m in (*projector, *predictor) if isinstance(m, torch.nn.Linear)]
+    assert linear == [(16, 16), (16, 16), (4, 16), (16, 4)]
+    assert predictor[0].bias is None
+    assert predictor(projector(h)).shape == (6, 16)
+    assert Classifier(16, 10)(h).shape == (6, 10)
+
+
+@pytest.mark.parametrize(("norm_type", "dim"), [("bn", 0), ("in", 1), ("ln", 1)])
+def test_norms_normalise_over_their_dimension(norm_type, dim):
+    out = make_norm(norm_type, 32)(5 + 3 * torch.randn(64, 32))
+    assert out.mean(dim).abs().max() < 1e-4
+    assert (out.std(dim, unbiased=False) - 1).abs().max() < 1e-3
+
+
+def test_identity_norm_and_unknown_norm():
+    x = torch.randn(3, 4)
+    assert torch.equal(make_norm("id", 4)(x), x)
+    with pytest.raises(ValueError, match="bn, in, ln, id"):
+        make_norm("batch", 4)
+
+
+def test_spec_augment_masks_what_it_is_told_and_is_a_function_of_the_seed():
+    augment = SpecAugment(time_warp=0, freq_mask=10, n_freq_masks=2, time_mask=0, n_time_masks=0)
+    x = torch.ones(16, 50, 80)
+    torch.manual_seed(0)
+    first = augment(x.clone())
+    torch.manual_seed(0)
+    assert torch.equal(first, augment(x.clone()))
+    masked_bands = (first == 0).all(dim=1).sum(1)  # [B]
+    assert ((first == 0).any(dim=1) == (first == 0).all(dim=1)).all()  # whole bands only
+    assert masked_bands.max() <= 20 and masked_bands.max() > 5
+    assert len(set(masked_bands.tolist())) > 1  # each clip has masks of its own
+
+
+def test_spec_augment_widest_mask_is_the_named_width():
+    augment = SpecAugment(time_warp=0, freq_mask=0, time_mask=3, n_time_masks=1)
+    torch.manual_seed(0)
+    widths = (augment(torch.ones(400, 60, 8)) == 0).all(dim=2).sum(1)
+    assert set(widths.tolist()) == {0, 1, 2, 3}
+
+
+def test_spec_augment_switched_off_is_the_identity_and_roll_and_shift_are_circular():
+    x = torch.randn(4, 30, 20)
+    assert torch.equal(SpecAugment(0, 0, 0, 0, 0)(x.clone()), x)
+    torch.manual_seed(3)
+    moved = SpecAugment(0, 0, 0, 0, 0, time_roll=20, freq_shift=10)(x.clone())
+    assert not torch.equal(moved, x)
+    assert torch.equal(moved.flatten().sort()[0], x.flatten().sort()[0])
+    warped = SpecAugment(8, 0, 0, 0, 0)(torch.randn(4, 60, 20))
+    assert warped.shape == (4, 60, 20)
+
+
+def test_schedule_step_by_step():
+    base, final, total, warm = 0.1, 0.001, 20, 5
+    schedule = WarmupCosineScheduler(base, final, total, warm)
+    expected = [base * k / warm for k in range(warm)]
+    expected += [
+        final + 0.5 * (base - final) * (1 + math.cos(math.pi * k / (total - warm))) for k in range(total - warm)
+    ]
+    assert [schedule(k) for k in range(total)] == pytest.approx(expected)
+    assert schedule(0) == 0 and schedule(warm) == base
+    assert all(schedule(k) > schedule(k + 1) for k in range(warm, total - 1))
+
+
+def test_schedule_refuses_a_warm_up_as_long_as_the_training():
+    with pytest.raises(ValueError, match="lower warmup_epochs"):
+        WarmupCosineScheduler(0.1, 0, 10, 10)

@@ -1,0 +1,364 @@
+"""supclr_train.py and linclf_train.py, run as a user runs them; then what they wrote."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+from models.norms import NORMS
+from supclr_train import SupCLR
+from utils.checkpoints import latest_checkpoint, load_weights
+from utils.config import ENCODER_KEYS
+from utils.loop import train_tasks
+
+import numpy as np
+import pandas as pd
+import pytest
+import ruamel.yaml
+import torch
+import yaml as pyyaml
+from speechbrain.utils.run_opts import RunOptions
+
+REPO = Path(__file__).parents[1]
+DEBUG = ("--debug", "--debug_batches", "1", "--debug_epochs", "1")
+SAVED = {"CKPT.yaml", "embedding_model.ckpt", "projector.ckpt", "predictor.ckpt", "classifier.ckpt", "counter.ckpt"}
+US8K_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]
+METRICS = {"acc", "average_incremental_accuracy", "bwt", "forgetting", "fwt", "micro_accuracy"}
+FIGURES = ("accuracy_table.png", "accuracy_over_tasks.png", "confusion_matrix.png")
+
+
+def esc50_rows(folder, tasks, esc10_only=False):
+    """ESC-50's clips with split, label and task, read without the code under test."""
+    meta = pd.read_csv(folder / "meta" / "esc50.csv")
+    meta = meta[meta["esc10"] | (not esc10_only)]
+    label = meta["target"].map({target: i for i, target in enumerate(sorted(meta["target"].unique()))})
+    task_of = {member: task for task, members in enumerate(tasks) for member in members}
+    split = meta["fold"].map({1: "train", 2: "train", 3: "train", 4: "valid", 5: "test"})
+    rows = {"wav_path": "audio/" + meta["filename"], "class_name": meta["category"], "split": split, "label": label}
+    return pd.DataFrame(rows).assign(task=label.map(task_of))
+
+
+def check_logs(folder):
+    """No log of a run folder holds what a progress bar leaves."""
+    logs = [*folder.glob("*.txt"), *folder.glob("*.csv")]
+    assert folder / "log.txt" in logs
+    for path in logs:
+        found = [d for d in (b"\r", b"\x1b[", b"%|", b"it/s", b"s/it") if d in path.read_bytes()]
+        assert not found, f"{path} holds {found}"
+
+
+def check_run_folder(folder, **settings):
+    """settings.json, versions.json and hyperparams.yaml say what was run."""
+    saved = json.loads((folder / "settings.json").read_text())
+    assert {key: saved[key] for key in settings} == settings
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
+    assert versions["command"][0].endswith("_train.py") and versions["commit"]
+    resolved = ruamel.yaml.YAML().load((folder / "hyperparams.yaml").read_text())
+    assert "!PLACEHOLDER" not in (folder / "hyperparams.yaml").read_text()
+    assert all(str(resolved[key]) == value for key, value in settings.items() if key in resolved)
+    check_logs(folder)
+
+
+def check_training(folder, rows, n_tasks, epochs):
+    """What an encoder's training leaves: tables of clips, finished checkpoints without optimizers, the log."""
+    save = folder / "save"
+    assert {path.name for path in save.iterdir() if path.is_dir()} == {f"task{t}" for t in range(n_tasks)}
+    for task in range(n_tasks):
+        for split in ("train", "valid", "test"):
+            written = pd.read_csv(save / f"{split}_task{task}_raw.csv")
+            wanted = rows[(rows["split"] == split) & (rows["task"] == task)]
+            columns = ["wav_path", "class_name", "split", "label", "task"]
+            assert len(wanted) and sorted(map(tuple, written[columns].values)) == sorted(
+                map(tuple, wanted[columns].values)
+            )
+        (checkpoint,) = (save / f"task{task}").iterdir()  # one, and nothing that was being written
+        assert {path.name for path in checkpoint.iterdir()} == SAVED
+        assert pyyaml.safe_load((checkpoint / "CKPT.yaml").read_text())["finished"] is True
+    lines = (folder / "train_log.txt").read_text().splitlines()
+    found = [re.match(r"task: (\d+), epoch: (\d+), lr: \S+ - train loss: (\S+)", line) for line in lines]
+    wanted = [(task, epoch) for task in range(n_tasks) for epoch in range(1, epochs + 1)]
+    assert [(int(m[1]), int(m[2])) for m in found] == wanted
+    assert all(math.isfinite(float(m[3].rstrip(","))) for m in found)
+    table = pd.read_csv(folder / "train_log.csv")
+    assert list(zip(table["task"], table["epoch"], strict=True)) == wanted
+
+
+def read_evaluation(folder):
+    """The accuracy table, the floor's, metrics.json and the confusion matrix of an evaluation."""
+    tables = [pd.read_csv(folder / name, index_col="encoder") for name in ("accuracy_table.csv", "floor_table.csv")]
+    confusion = pd.read_csv(folder / "confusion_matrix.csv", index_col="true class")
+    return *tables, json.loads((folder / "metrics.json").read_text()), confusion
+
+
+def check_evaluation(folder, rows, tasks, kind):
+    """What an evaluation leaves, where `rows` are the clips and `tasks` the classes' labels by task."""
+    table, floor, metrics, confusion = read_evaluation(folder)
+    n = len(tasks)
+    evaluated = np.ones((n, n), bool) if kind == "full" else np.tri(n, dtype=bool)
+    for cells in (table, floor):
+        assert cells.shape == (n, n)
+        assert (np.isfinite(cells.to_numpy()) == evaluated).all()
+        assert ((cells.to_numpy()[evaluated] >= 0) & (cells.to_numpy()[evaluated] <= 1)).all()
+    names = dict(zip(rows["label"], rows["class_name"], strict=True))
+    assert list(table.columns) == [", ".join(names[label] for label in sorted(members)) for members in tasks]
+    assert (metrics["protocol"], metrics["encoder"]) == (kind, "pann_tiny")
+    assert set(metrics["metrics"]) == set(metrics["floor"]) == METRICS
+    assert metrics["metrics"]["acc"] == pytest.approx(table.iloc[-1].mean())
+    assert metrics["floor"]["acc"] == pytest.approx(floor.iloc[-1].mean())
+    assert math.isnan(metrics["metrics"]["fwt"]) == (kind != "full")
+    assert math.isfinite(metrics["metrics"]["bwt"])
+    tested = rows[rows["split"] == "test"]
+    counts = confusion.to_numpy()
+    clips = tested["label"].value_counts().reindex(range(len(counts)), fill_value=0)
+    assert counts.shape[0] == counts.shape[1] and (counts.sum(1) == clips).all()
+    assert metrics["metrics"]["micro_accuracy"] == pytest.approx(np.trace(counts) / len(tested))
+    correct = np.diag(counts)
+    for j, members in enumerate(tasks):  # the table's last row, counted again from the confusion matrix
+        members = list(members)
+        assert table.iloc[-1, j] == pytest.approx(correct[members].sum() / clips[members].sum())
+    by_class = pd.read_csv(folder / "per_class_accuracy.csv")
+    assert list(by_class["class"]) == list(confusion.index) == list(confusion.columns)
+    assert (by_class["clips"] == clips).all()
+    assert by_class["accuracy"].to_numpy() == pytest.approx(correct / counts.sum(1).clip(1), nan_ok=True)
+    for name in FIGURES:
+        content = (folder / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 5000
+    check_logs(folder)
+
+
+# The three data sets
+
+
+def test_us8k_commands_as_the_protocol_writes_them(lab, us8k_rows, tmp_path):
+    trained, judged = tmp_path / "encoder", tmp_path / "eval"
+    few = ("--batch_size=2", "--task_classes=[[3,8],[9,4]]", *DEBUG)  # Cnn14 at full size is slow, and large on disk
+    given = (f"--data_folder={lab.sounds}", "--num_workers=0")
+    rows = us8k_rows[us8k_rows["task"] < 2]
+    try:
+        lab.run(
+            "supclr_train.py", "hparams/us8k/supclr_train.yaml", "--output_base", trained, "--replay_num_keep=0",
+            "--use_mixup=False", "--ssl_weight=1", "--sup_weight=0", "--train_duration=2.0", "--emb_norm_type=bn",
+            "--proj_norm_type=bn", "--batch_size=32", "--experiment_name=NAME", *given, *few, "--train_duration=0.3",
+        )  # fmt: skip
+        folder = trained / "NAME+seed_2022"
+        check_training(folder, rows, n_tasks=2, epochs=1)
+        check_run_folder(folder, encoder="cnn14", emb_dim="2048", ssl_weight="1", proj_norm_type="bn")
+        lab.run(
+            "linclf_train.py", "hparams/us8k/linclf_train.yaml", "--output_base", judged, "--linclf_train_type=seen",
+            "--replay_num_keep=all", f"--ssl_checkpoints_dir={trained}/save", "--emb_norm_type", "bn",
+            "--experiment_name=NAME", given[0], *few,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(trained, ignore_errors=True)  # 0.4 GB a task
+    folder = judged / "NAME+seed_2022"
+    check_run_folder(folder, encoder="cnn14", linclf_train_type="seen", replay_num_keep="all")
+    table, _, metrics, confusion = read_evaluation(folder)
+    assert (np.isfinite(table.to_numpy()) == np.tri(2, dtype=bool)).all()
+    assert metrics["metrics"]["acc"] == pytest.approx(table.iloc[-1].mean())
+    assert confusion.to_numpy().sum() == (rows["split"] == "test").sum()
+
+
+@pytest.mark.parametrize("esc10_only", [False, True])
+def test_esc50_and_esc10(lab, tmp_path, esc10_only):
+    tasks = US8K_TASKS if esc10_only else [range(first, first + 5) for first in range(0, 50, 5)]
+    rows = esc50_rows(lab.esc50, tasks, esc10_only)
+    assert len(rows) == (50 if esc10_only else 250)
+    subset = f"--esc10_only={esc10_only}"
+    folder, _ = lab.train(tmp_path / "out", subset, *DEBUG, yaml="esc50", data=lab.esc50)
+    check_training(folder, rows, n_tasks=len(tasks), epochs=1)
+    lab.run(
+        "linclf_train.py", "hparams/esc50/linclf_train.yaml", *lab.tiny, subset, f"--data_folder={lab.esc50}",
+        f"--output_base={tmp_path / 'eval'}", f"--ssl_checkpoints_dir={folder}", "--batch_size=8", *DEBUG,
+    )  # fmt: skip
+    folder = tmp_path / "eval" / "linclf+seed_2022"
+    check_run_folder(folder, esc10_only=str(esc10_only), encoder="pann_tiny")
+    check_evaluation(folder, rows, tasks, "seen")
+    assert read_evaluation(folder)[2]["dataset"] == ("ESC-10" if esc10_only else "ESC-50")
+
+
+def test_demo_needs_no_data(lab, tmp_path):
+    """The YAMLs' own encoder and the data set that they generate; only the places differ."""
+    data, base = f"--data_folder={tmp_path / 'data'}", tmp_path / "out"
+    lab.run("supclr_train.py", "hparams/demo/supclr_train.yaml", data, f"--output_base={base}", *DEBUG)
+    meta = pd.read_csv(tmp_path / "data" / "metadata" / "UrbanSound8K.csv")
+    tasks = {label: task for task, members in enumerate(US8K_TASKS) for label in members}
+    split = meta["fold"].map(lambda fold: {9: "valid", 10: "test"}.get(fold, "train"))
+    path = "audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"]
+    rows = pd.DataFrame({"wav_path": path, "class_name": meta["class"], "split": split, "label": meta["classID"]})
+    check_training(base / "supclr+seed_2022", rows.assign(task=rows["label"].map(tasks)), n_tasks=5, epochs=1)
+    where = (f"--output_base={base / 'linclf'}", f"--ssl_checkpoints_dir={base / 'supclr+seed_2022' / 'save'}")
+    said = lab.run("linclf_train.py", "hparams/demo/linclf_train.yaml", data, *where, *DEBUG)
+    check_evaluation(base / "linclf" / "linclf+seed_2022", rows, US8K_TASKS, "seen")
+    assert said.count("\n") < 60
+
+
+# A training that is no debug run
+
+
+def test_training_leaves_what_it_promises(encoder, us8k_rows):
+    check_training(encoder, us8k_rows, n_tasks=5, epochs=2)
+    check_run_folder(encoder, encoder="pann_tiny", emb_dim="16", sup_weight="1", batch_size="4")
+    table = pd.read_csv(encoder / "train_log.csv")
+    assert table["loss"].to_numpy() == pytest.approx((table["ssl"] + table["sup"]).to_numpy(), rel=1e-5)
+    assert (encoder / "supclr_train.py").read_bytes() == (REPO / "supclr_train.py").read_bytes()
+
+
+def test_ecapa_with_labels_mixup_and_replay_from_another_folder(lab, tmp_path):
+    folder, said = lab.train(
+        tmp_path / "out", "--encoder=ecapa_small", "--sup_weight=0.5", "--use_mixup=True", "--replay_num_keep=3",
+        "--task_classes=[[3,8],[9,4]]", *DEBUG,
+    )  # fmt: skip
+    table = pd.read_csv(folder / "train_log.csv")
+    assert table["loss"].to_numpy() == pytest.approx((table["ssl"] + 0.5 * table["sup"]).to_numpy(), rel=1e-5)
+    assert re.search(r"task 1/2 \(.*\): 16 clips", said) and re.search(r"task 2/2 \(.*\): 19 clips", said)
+    weights = torch.load(latest_checkpoint(folder / "save" / "task1")[0] / "embedding_model.ckpt")
+    assert any("tdnn" in name for name in weights) and all(w.isfinite().all() for w in weights.values())
+
+
+def test_scripts_run_from_any_folder(lab, tmp_path):
+    """The log's configuration is found too: without it, SpeechBrain turns every library's debug messages on."""
+    said = lab.run(
+        "supclr_train.py", REPO / "hparams/us8k/supclr_train.yaml", *lab.tiny, *lab.quick, *DEBUG,
+        "--task_classes=[[3,8]]", f"--data_folder={lab.sounds}", "--output_base=out", cwd=tmp_path,
+    )  # fmt: skip
+    assert re.fullmatch(r"(Audio store .*\n)?task 1/1 .*\n", said), said
+    assert (tmp_path / "out" / "supclr+seed_2022" / "save" / "task0").is_dir()
+
+
+@pytest.mark.parametrize(
+    "norms", [("in", "bn"), ("ln", "bn"), ("bn", "in"), ("bn", "ln"), ("bn", "id")], ids="-".join
+)
+def test_every_norm_trains(lab, tmp_path, norms):
+    hparams, run_opts, data = lab.load(
+        "us8k/supclr_train.yaml", *lab.quick, *DEBUG, "--warmup_epochs=0", f"--output_base={tmp_path}",
+        f"--emb_norm_type={norms[0]}", f"--proj_norm_type={norms[1]}", "--task_classes=[[3,8]]",
+    )  # fmt: skip
+    modules = {**hparams["modules"], "classifier": hparams["classifier"](n_classes=10)}
+    names = ("embedding_model", "projector", "predictor")
+    before = {f"{m}.{n}": p.detach().clone() for m in names for n, p in modules[m].named_parameters()}
+    train_tasks(SupCLR, hparams, run_opts, data, modules)
+    load_weights(Path(hparams["save_folder"]) / "task0", {name: modules[name] for name in names})
+    after = {f"{m}.{n}": p.detach() for m in names for n, p in modules[m].named_parameters()}
+    assert all(weights.isfinite().all() for weights in after.values())
+    changed = {name for name, weights in after.items() if not torch.equal(weights, before[name])}
+    assert {name.split(".")[0] for name in changed} == set(names)
+    kinds = {type(layer) for layer in modules["projector"].modules()}
+    assert type(NORMS[norms[1]](16)) in kinds
+    encoder_norms = {"bn": torch.nn.BatchNorm2d, "in": torch.nn.InstanceNorm2d, "ln": torch.nn.GroupNorm}
+    assert encoder_norms[norms[0]] in {type(layer) for layer in modules["embedding_model"].modules()}
+
+
+# Linear evaluation
+
+
+@pytest.fixture(scope="module")
+def judged(lab, encoder, tmp_path_factory):
+    """The four protocols over one encoder, in this order: {name: (run folder, what it said)}, and a function to run."""
+    base = tmp_path_factory.mktemp("judged")
+    shutil.rmtree(encoder / "embeddings", ignore_errors=True)
+
+    def judge(kind, name=None):
+        said = lab.run(
+            "linclf_train.py", "hparams/us8k/linclf_train.yaml", *lab.tiny, f"--data_folder={lab.sounds}",
+            f"--output_base={base}", f"--ssl_checkpoints_dir={encoder}", f"--linclf_train_type={kind}", "--lr=0.5",
+            f"--replay_num_keep={'all' if kind in ('seen', 'full') else 4}", "--number_of_epochs=3",
+            "--warmup_epochs=1", "--batch_size=4", f"--experiment_name={name or kind}",
+        )  # fmt: skip
+        return base / f"{name or kind}+seed_2022", said
+
+    return {kind: judge(kind) for kind in ("seen", "full", "subset", "buffer")}, judge
+
+
+@pytest.mark.parametrize("kind", ["seen", "full", "subset", "buffer"])
+def test_evaluation_leaves_what_it_promises(judged, us8k_rows, kind):
+    folder, said = judged[0][kind]
+    check_evaluation(folder, us8k_rows, US8K_TASKS, kind)
+    check_run_folder(folder, linclf_train_type=kind)
+    assert str(folder) in said
+
+
+@pytest.mark.parametrize(("kind", "clips"), [("seen", 400), ("full", 200), ("subset", 0), ("buffer", 0)])
+def test_an_evaluation_embeds_what_no_earlier_one_has(judged, kind, clips):
+    """100 clips, 20 a task. `seen` needs tasks 0..t of encoder t (300), and all of the random one (100); `full` the
+    rest of encoders 0 to 3 (80 + 60 + 40 + 20); the others nothing new."""
+    assert read_evaluation(judged[0][kind][0])[2]["clips_embedded"] == clips
+
+
+@pytest.mark.parametrize(("kind", "trainings"), [("seen", (2, 4, 6, 8, 10)), ("buffer", (16, 20, 24, 28, 32))])
+def test_protocols_train_on_the_clips_they_should(judged, kind, trainings):
+    said = judged[0][kind][1]
+    if kind == "seen":
+        trainings = [8 * n for n in trainings]  # two classes a task, 8 clips a class
+    found = re.findall(r"encoder of task (\d): (\d+) training clips", said)
+    assert found == [(str(t), str(n)) for t, n in enumerate(trainings)]
+
+
+@pytest.mark.parametrize("kind", ["seen", "full"])
+def test_an_evaluation_run_again_trains_nothing(judged, encoder, kind):
+    """Same files, but for the log, and the count of clips embedded, which is this start's."""
+    folder, first = judged[0][kind]
+    kept = [*(folder / "save").iterdir(), *(encoder / "embeddings").iterdir()]
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".png")}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(times) > 6 and len(files) == 7
+    _, said = judged[1](kind)
+    assert said.count("judged already") == len(list((folder / "save").iterdir())) and "training clips" not in said
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+    assert {path: path.read_bytes() for path in files} == files
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again.pop("clips_embedded") == 0
+    metrics.pop("clips_embedded")
+    assert json.dumps(again) == json.dumps(metrics)
+    summary = first[first.index("training clips, best of") :].partition("\n\n")[2]
+    assert summary and said.endswith(summary)
+
+
+# The YAMLs
+
+
+def plain_yaml(path):
+    """{key: its YAML text}, references and comments left as they are."""
+    content = ruamel.yaml.YAML(typ="rt").load(path.read_text())
+    text = re.sub(r"\s+#.*", "", path.read_text())
+    blocks = re.split(r"\n(?=[A-Za-z_]\w*:)", "\n" + text)
+    found = {block.partition(":")[0]: block.partition(":")[2].strip() for block in blocks[1:]}
+    assert set(found) == set(content)
+    return found
+
+
+YAMLS = sorted(REPO.glob("hparams/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(REPO / "hparams")))
+def test_no_key_is_the_beginning_of_a_run_option(path):
+    """argparse would take `--log: x` for `--log_config`, and the YAML's key would never be overridden."""
+    options = set(RunOptions().as_dict())
+    assert not [(key, o) for key in plain_yaml(path) for o in options if o.startswith(key) and o != key]
+
+
+@pytest.mark.parametrize(
+    ("name", "may_differ"),
+    [
+        ("supclr_train", {"lr", "number_of_epochs", "warmup_epochs", "train_duration", "num_workers"}),
+        ("linclf_train", {"ssl_checkpoints_dir", "standardise"}),
+    ],
+)
+def test_copies_of_a_yaml_differ_only_where_they_may(name, may_differ):
+    may_differ = may_differ | {"output_base", "data_folder", "dataset", "task_classes", "encoder", "emb_dim"}
+    copies = {path.parent.name: plain_yaml(path) for path in YAMLS if path.stem == name}
+    assert {"us8k", "esc50", "demo"} <= set(copies)
+    first = copies["us8k"]
+    for dataset, copy in copies.items():
+        only = {"esc50": {"esc10_only"}}.get(dataset, set())
+        assert set(copy) - set(first) == only and not set(first) - set(copy)
+        assert {key for key in first if copy[key] != first[key]} <= may_differ
+
+
+@pytest.mark.parametrize("dataset", ["us8k", "esc50", "demo"])
+def test_an_encoder_is_judged_with_the_settings_that_it_was_trained_with(dataset):
+    train, judge = (plain_yaml(REPO / "hparams" / dataset / f"{name}_train.yaml") for name in ("supclr", "linclf"))
+    shared = {*ENCODER_KEYS, "dataset", "task_classes", "data_folder", "store_folder", "seed", "embedding_model"}
+    assert {key: train[key] for key in shared} == {key: judge[key] for key in shared}

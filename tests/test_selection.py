@@ -1,0 +1,232 @@
+"""Tasks, selection, crops and mixup against references written here."""
+
+import itertools
+
+from datasets.batches import EpochSampler, Mixup, NoMixup, TwoViewDataset, make_mixup, random_crop
+from datasets.errors import InputError
+from datasets.esc50 import default_tasks
+from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept, parse_keep
+from datasets.tasks import assign_tasks
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+CLASSES = [f"class{i}" for i in range(6)]
+TASKS = [(3, 1), (0, 5), (2,)]  # class 4 is in no task
+
+
+def table():
+    """Six classes of 4, 5, ... 9 clips."""
+    names = list(itertools.chain.from_iterable([c] * (4 + i) for i, c in enumerate(CLASSES)))
+    rows = pd.DataFrame({"wav_path": [f"{i}.wav" for i in range(len(names))], "class_name": names, "split": "train"})
+    rows["clip"] = range(len(rows))
+    return rows
+
+
+def assigned():
+    return assign_tasks(table(), CLASSES, TASKS)
+
+
+def test_every_named_class_gets_its_label_and_task_and_the_others_go():
+    rows = assigned()
+    expected = {3: 0, 1: 0, 0: 1, 5: 1, 2: 2}
+    assert set(rows["label"]) == set(expected)
+    for _, row in rows.iterrows():
+        assert CLASSES[row["label"]] == row["class_name"]
+        assert row["task"] == expected[row["label"]]
+    assert len(rows) == sum(4 + i for i in expected)
+
+
+def test_tasks_by_name_equal_tasks_by_label():
+    by_name = [tuple(CLASSES[i] for i in task) for task in TASKS]
+    pd.testing.assert_frame_equal(assign_tasks(table(), CLASSES, by_name), assigned())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([(0, 1), (1, 2)], "tasks 0 and 1"),
+        ([(0, 0)], "task 0 twice"),
+        ([(0, 9)], "unknown class 9"),
+        ([("dog",)], "unknown class 'dog'"),
+        ([(-1,)], "unknown class -1"),
+        ([(0,), ()], "task 1 is"),
+        ([], "one tuple of classes per task"),
+        (3, "one tuple of classes per task"),
+        ([0, 1], "task 0 is 0"),
+    ],
+)
+def test_wrong_tasks_are_refused(tasks, message):
+    with pytest.raises(InputError, match=message):
+        assign_tasks(table(), CLASSES, tasks)
+
+
+def test_esc50_tasks_cover_every_class_once():
+    assert sorted(itertools.chain(*default_tasks(False))) == list(range(50))
+    assert [len(t) for t in default_tasks(False)] == [5] * 10
+    assert sorted(itertools.chain(*default_tasks(True))) == list(range(10))
+    assert len(default_tasks(True)) == 5
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), ("7", 7), (12, 12), ("all", None), ("ALL", None)])
+def test_replay_num_keep_is_a_number_or_all(value, expected):
+    assert parse_keep(value) == expected
+
+
+@pytest.mark.parametrize("value", [-1, "some", 2.5, None, True])
+def test_replay_num_keep_refuses_the_rest(value):
+    with pytest.raises(InputError, match="replay_num_keep"):
+        parse_keep(value)
+
+
+def clips(rows, task=None):
+    return set(rows["clip"] if task is None else rows["clip"][rows["task"] == task])
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, "all"])
+def test_replay_keeps_so_many_of_each_past_task_and_all_of_this_one(keep):
+    rows = assigned()
+    chosen = current_and_replay(rows, 2, keep, seed=1)
+    assert clips(chosen, 2) == clips(rows, 2)
+    for past in (0, 1):
+        size = len(clips(rows, past))
+        assert len(clips(chosen, past)) == (size if keep == "all" else min(keep, size))
+        assert clips(chosen, past) <= clips(rows, past)
+    assert not chosen["clip"].duplicated().any()
+
+
+def test_a_clip_kept_once_stays_kept_and_the_seed_decides():
+    rows = assigned()
+    at_1, at_2 = (clips(current_and_replay(rows, t, 3, seed=7), 0) for t in (1, 2))
+    assert at_1 == at_2
+    draws = {frozenset(clips(kept(rows, [0], 3, seed))) for seed in range(20)}
+    assert len(draws) > 10
+
+
+EXPECTED = {  # protocol -> (training clips at task 1 given `all` clips by task and 2 kept, balanced, test tasks)
+    "seen": (lambda n: [n[0], n[1], 0], False, [0, 1]),
+    "subset": (lambda n: [2, 2, 0], True, [0, 1]),
+    "buffer": (lambda n: [2, n[1], 0], True, [0, 1]),
+    "full": (lambda n: n, False, [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_protocols_select_what_the_table_of_the_paper_says(name):
+    rows, protocol = assigned(), get_protocol(name)
+    sizes = [len(clips(rows, t)) for t in range(3)]
+    train = protocol.train(rows, 1, 2, 0)
+    wanted, balanced, tests = EXPECTED[name]
+    assert [len(clips(train, t)) for t in range(3)] == wanted(sizes)
+    assert protocol.balanced is balanced
+    assert list(protocol.test_tasks(1, 3)) == tests
+    valid = protocol.valid(rows, 1, 2, 0)
+    assert clips(valid) == set().union(*(clips(rows, t) for t in tests))
+
+
+def test_unknown_protocol_and_an_empty_subset():
+    with pytest.raises(InputError, match="seen, subset, buffer, full"):
+        get_protocol("lep")
+    with pytest.raises(InputError, match="above 0"):
+        PROTOCOLS["subset"].train(assigned(), 1, 0, 0)
+
+
+class Ramps:
+    """A store whose clip c is c * 1000, c * 1000 + 1, ...: a crop says where it is from."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def read(self, clip, start=0, stop=None):
+        return np.arange(start, stop, dtype=np.float32) + 1000 * clip
+
+
+def two_views(mixup=None, lengths=(500,) * 8, seed=0, task=0):
+    rows = pd.DataFrame({"clip": range(8), "label": [0, 1, 2, 3] * 2})
+    return TwoViewDataset(rows, Ramps(lengths), 100, 4, mixup or NoMixup(), seed, task)
+
+
+def test_views_are_crops_of_the_clip():
+    item = two_views()[(1, 5)]
+    for view in (item["view1"], item["view2"]):
+        start = int(view[0]) - 5000
+        assert 0 <= start <= 400
+        assert torch.equal(view, torch.arange(start, start + 100, dtype=torch.float32) + 5000)
+    assert not torch.equal(item["view1"], item["view2"])
+    assert item["label_probs"].tolist() == [0, 1, 0, 0]
+
+
+def test_a_short_clip_is_taken_whole():
+    item = two_views(lengths=(60,) * 8)[(1, 0)]
+    assert torch.equal(item["view1"], torch.arange(60, dtype=torch.float32))
+
+
+def test_crops_are_a_function_of_seed_task_epoch_and_clip():
+    views = {
+        key: two_views(seed=key[0], task=key[1])[(key[2], key[3])]["view1"].sub(1000 * key[3]).tolist()[0]
+        for key in itertools.product((0, 1), (0, 1), (1, 2), (0, 1))
+    }
+    assert len(set(views.values())) > 12  # 16 draws of 401 places
+    again = two_views(seed=1, task=1)[(2, 1)]["view1"].sub(1000).tolist()[0]
+    assert again == views[(1, 1, 2, 1)]
+
+
+def test_crops_cover_the_clip_evenly():
+    starts = [two_views()[(epoch, 0)]["view1"][0].item() for epoch in range(1, 400)]
+    assert min(starts) < 20 and max(starts) > 380
+    assert np.mean(starts) == pytest.approx(200, abs=25)
+    rng = np.random.default_rng(0)
+    assert {random_crop(3, 2, rng) for _ in range(50)} == {(0, 2), (1, 3)}
+
+
+def test_mixup_blends_two_clips_and_their_labels_by_one_weight():
+    dataset = two_views(Mixup(0.4))
+    weights = []
+    for epoch in range(1, 60):
+        item = dataset[(epoch, 2)]
+        probs = item["label_probs"]
+        assert probs.sum().item() == pytest.approx(1, abs=1e-6)
+        slope = (item["view1"][1:] - item["view1"][:-1]).mean().item()
+        assert slope == pytest.approx(1, abs=1e-2)  # weights add up to 1
+        weights.append(probs[2].item())
+    own = np.array(weights)
+    assert ((own < 0.1) | (own > 0.9)).mean() > 0.4  # Beta(0.4, 0.4) is heavy at both ends
+    assert 0.3 < own.mean() < 0.8
+
+
+def test_mixup_never_picks_the_clip_itself_and_reaches_all_others():
+    rng = np.random.default_rng(0)
+    partners = {Mixup(0.4)(3, 8, rng)[0] for _ in range(300)}
+    assert partners == set(range(8)) - {3}
+
+
+def test_mixup_switched_off_is_the_identity():
+    assert isinstance(make_mixup(False, 0.4), NoMixup)
+    assert NoMixup()(3, 8, None) == (3, 1.0)
+    with pytest.raises(InputError, match="mixup_alpha"):
+        make_mixup(True, 0.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_number_of_workers_changes_no_item(workers):
+    dataset, sampler = two_views(Mixup(0.4)), EpochSampler(8, seed=3, task=1)
+    sampler.set_epoch(4)
+    loader = DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=workers)
+    views = torch.cat([batch["view1"] for batch in loader])
+    expected = torch.stack([dataset[key]["view1"] for key in sampler])
+    assert torch.equal(views, expected)
+
+
+def test_the_sampler_shuffles_anew_each_epoch_and_each_task():
+    orders = []
+    for task, epoch in itertools.product((0, 1), (1, 2)):
+        sampler = EpochSampler(20, seed=0, task=task)
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert sorted(place for _, place in keys) == list(range(20))
+        assert {e for e, _ in keys} == {epoch}
+        orders.append(tuple(place for _, place in keys))
+    assert len(set(orders)) == 4
