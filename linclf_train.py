@@ -19,6 +19,7 @@ import copy
 from datasets.prepare import prepare
 from utils.config import (
     LOG_CONFIG,
+    check_run_folder,
     check_same_encoder,
     find_checkpoints,
     load_config,
@@ -28,7 +29,7 @@ from utils.config import (
     save_versions,
     user_errors,
 )
-from utils.probe import ProbeBrain, evaluate_encoders
+from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
 from utils.results import save_results
 
 import speechbrain as sb
@@ -54,17 +55,11 @@ if __name__ == "__main__":
     with user_errors():
         # Command line and YAML to objects; the encoders that are to be judged.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides)
+        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "ssl_checkpoints_dir"))
         settings = run_settings(hparams_file, overrides, run_opts, hparams)
         encoders = find_checkpoints(hparams["ssl_checkpoints_dir"])
         trained = check_same_encoder(encoders[0], settings)
-
-        # The run's folder, with its settings and versions; another run's folder is refused.
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams["output_folder"])
+        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # Metadata to a table of clips with tasks; their samples in the store.
         data = prepare(
@@ -76,7 +71,16 @@ if __name__ == "__main__":
             hparams["skip_bad_audio"],
         )
 
-        # Every saved encoder and, by the same protocol, one with random weights.
         random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
+        Evaluation(LinearProbe, hparams, run_opts, data).check(encoders)
+
+        # All input is good: the run's folder, with its settings and versions.
+        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
+        )
+        save_versions(hparams["output_folder"])
+
+        # Every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(LinearProbe, hparams, run_opts, data, encoders, random_weights)
         save_results(results, hparams, data, trained, settings)

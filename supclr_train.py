@@ -17,6 +17,7 @@ from datasets.prepare import prepare
 from utils.brain import TaskBrain
 from utils.config import (
     LOG_CONFIG,
+    check_run_folder,
     load_config,
     open_run_folder,
     parse_arguments,
@@ -24,7 +25,7 @@ from utils.config import (
     save_versions,
     user_errors,
 )
-from utils.loop import train_tasks
+from utils.loop import plan_tasks, train_tasks
 
 import speechbrain as sb
 
@@ -59,15 +60,11 @@ if __name__ == "__main__":
     with user_errors():
         # 1-2. Command line and YAML to objects.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides)
+        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "train_duration", "ssl_loss"))
 
-        # 3. The run's folder, with its settings and versions; another run's folder is refused.
+        # 3. Another run's folder is refused.
         settings = run_settings(hparams_file, overrides, run_opts, hparams)
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams["output_folder"])
+        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # 4-5. Metadata to a table of clips with tasks; their samples in the store.
         data = prepare(
@@ -79,6 +76,15 @@ if __name__ == "__main__":
             hparams["skip_bad_audio"],
         )
 
-        # 6-12. One Brain a task, from the weights of the task before.
+        plan_tasks(hparams, run_opts, data)
+
+        # 6. All input is good: the run's folder, with its settings and versions.
+        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
+        )
+        save_versions(hparams["output_folder"])
+
+        # 7-12. One Brain a task, from the weights of the task before.
         classifier = hparams["classifier"](n_classes=len(data.classes))
         train_tasks(SupCLR, hparams, run_opts, data, {**hparams["modules"], "classifier": classifier})

@@ -7,6 +7,7 @@ from datasets.tasks import assign_tasks
 
 import pandas as pd
 
+
 @dataclass
 class Data:
     """A data set, ready.
@@ -37,7 +38,8 @@ class Data:
     def task_names(self):
         """Class names of each task, joined: "siren, drill"."""
         by_task = self.rows.drop_duplicates(["task", "label"]).sort_values(["task", "label"]).groupby("task")
-        return [", ".join(group["class_name"]) for _, group in by_task]
+        names = {task: ", ".join(group["class_name"]) for task, group in by_task}
+        return [names.get(task, "no usable clip") for task in range(self.n_tasks)]
 
 
 def prepare(dataset, data_folder, task_classes, sample_rate, store_folder, skip_bad_audio=False):

@@ -39,10 +39,14 @@ def read_metadata(data_folder, name, columns, integers=(), sep=","):
     try:
         meta = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, OSError) as error:  # pandas' ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
-        raise InputError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
+    if not isinstance(meta.index, pd.RangeIndex):  # pandas takes the first cells for row names then
+        raise InputError(f"{path} has more cells in a row than column names.")
+    meta = meta.fillna("")  # the cells that a short row lacks
     missing = [c for c in columns if c not in meta.columns]
     if missing:
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, meta.columns))}.")
+        found = ", ".join(" ".join(str(column).split()) for column in meta.columns)
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {found}.")
     if meta.empty:
         raise InputError(f"{path} has no rows.")
     for column in columns:
@@ -65,9 +69,10 @@ def _refuse(path, meta, bad, what):
 
 def _listing(folder):
     """Say in a few words what a folder holds."""
-    if not os.path.isdir(folder):
-        return "no such folder"
-    names = sorted(os.listdir(folder))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return error.strerror.lower()  # no such file or directory, not a directory, permission denied
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "an empty folder"
 
 

@@ -37,10 +37,12 @@ def _task_of_label(classes, task_classes):
     """Turn the tasks' classes into a dict from label to task, refusing what is not one task a class."""
     task_of = {}
     if not isinstance(task_classes, Sequence) or isinstance(task_classes, str) or not task_classes:
-        raise InputError(f"task_classes is {task_classes!r}: give one tuple of classes per task.")
+        raise InputError(f"task_classes is {task_classes!r}: give one tuple of classes per task: [[0, 1], [2, 3]].")
     for task, members in enumerate(task_classes):
         if not isinstance(members, Sequence) or isinstance(members, str) or not members:
-            raise InputError(f"task_classes: task {task} is {members!r}; give a tuple of classes, such as (0, 1).")
+            raise InputError(
+                f"task_classes: task {task} is {members!r}; give the classes of each task, such as [[0, 1], [2, 3]]."
+            )
         for member in members:
             label = _label(member, classes)
             if label in task_of:

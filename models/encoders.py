@@ -36,6 +36,7 @@ ENCODERS = {
     "pann_tiny": _pann(8, 16, 32, 64),
     "ecapa": _ecapa(1024, 3072),
     "ecapa_small": _ecapa(256, 768),
+    "ecapa_tiny": _ecapa(128, 384),
 }
 
 

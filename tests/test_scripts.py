@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from models.norms import NORMS
@@ -51,13 +52,13 @@ def check_logs(folder):
 def check_run_folder(folder, **settings):
     """settings.json, versions.json and hyperparams.yaml say what was run."""
     saved = json.loads((folder / "settings.json").read_text())
-    assert {key: saved[key] for key in settings} == settings
+    assert {key: pyyaml.safe_load(saved[key]) for key in settings} == settings
     versions = json.loads((folder / "versions.json").read_text())
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert versions["command"][0].endswith("_train.py") and versions["commit"]
-    resolved = ruamel.yaml.YAML().load((folder / "hyperparams.yaml").read_text())
-    assert "!PLACEHOLDER" not in (folder / "hyperparams.yaml").read_text()
-    assert all(str(resolved[key]) == value for key, value in settings.items() if key in resolved)
+    text = (folder / "hyperparams.yaml").read_text()
+    resolved = ruamel.yaml.YAML().load(text)
+    assert "!PLACEHOLDER" not in text and {key: resolved[key] for key in settings} == settings
     check_logs(folder)
 
 
@@ -144,7 +145,7 @@ def test_us8k_commands_as_the_protocol_writes_them(lab, us8k_rows, tmp_path):
         )  # fmt: skip
         folder = trained / "NAME+seed_2022"
         check_training(folder, rows, n_tasks=2, epochs=1)
-        check_run_folder(folder, encoder="cnn14", emb_dim="2048", ssl_weight="1", proj_norm_type="bn")
+        check_run_folder(folder, encoder="cnn14", emb_dim=2048, ssl_weight=1, proj_norm_type="bn")
         lab.run(
             "linclf_train.py", "hparams/us8k/linclf_train.yaml", "--output_base", judged, "--linclf_train_type=seen",
             "--replay_num_keep=all", f"--ssl_checkpoints_dir={trained}/save", "--emb_norm_type", "bn",
@@ -173,7 +174,7 @@ def test_esc50_and_esc10(lab, tmp_path, esc10_only):
         f"--output_base={tmp_path / 'eval'}", f"--ssl_checkpoints_dir={folder}", "--batch_size=8", *DEBUG,
     )  # fmt: skip
     folder = tmp_path / "eval" / "linclf+seed_2022"
-    check_run_folder(folder, esc10_only=str(esc10_only), encoder="pann_tiny")
+    check_run_folder(folder, esc10_only=esc10_only, encoder="pann_tiny")
     check_evaluation(folder, rows, tasks, "seen")
     assert read_evaluation(folder)[2]["dataset"] == ("ESC-10" if esc10_only else "ESC-50")
 
@@ -199,7 +200,7 @@ def test_demo_needs_no_data(lab, tmp_path):
 
 def test_training_leaves_what_it_promises(encoder, us8k_rows):
     check_training(encoder, us8k_rows, n_tasks=5, epochs=2)
-    check_run_folder(encoder, encoder="pann_tiny", emb_dim="16", sup_weight="1", batch_size="4")
+    check_run_folder(encoder, encoder="pann_tiny", emb_dim=16, sup_weight=1, batch_size=4)
     table = pd.read_csv(encoder / "train_log.csv")
     assert table["loss"].to_numpy() == pytest.approx((table["ssl"] + table["sup"]).to_numpy(), rel=1e-5)
     assert (encoder / "supclr_train.py").read_bytes() == (REPO / "supclr_train.py").read_bytes()
@@ -223,7 +224,7 @@ def test_scripts_run_from_any_folder(lab, tmp_path):
         "supclr_train.py", REPO / "hparams/us8k/supclr_train.yaml", *lab.tiny, *lab.quick, *DEBUG,
         "--task_classes=[[3,8]]", f"--data_folder={lab.sounds}", "--output_base=out", cwd=tmp_path,
     )  # fmt: skip
-    assert re.fullmatch(r"(Audio store .*\n)?task 1/1 .*\n", said), said
+    assert "task 1/1" in said and "DEBUG" not in said and "INFO" not in said, said
     assert (tmp_path / "out" / "supclr+seed_2022" / "save" / "task0").is_dir()
 
 
@@ -255,7 +256,7 @@ def test_every_norm_trains(lab, tmp_path, norms):
 
 @pytest.fixture(scope="module")
 def judged(lab, encoder, tmp_path_factory):
-    """The four protocols over one encoder, in this order: {name: (run folder, what it said)}, and a function to run."""
+    """The four protocols over one encoder, `seen` first: {name: (run folder, what it said)}, and a function to run."""
     base = tmp_path_factory.mktemp("judged")
     shutil.rmtree(encoder / "embeddings", ignore_errors=True)
 
@@ -268,7 +269,9 @@ def judged(lab, encoder, tmp_path_factory):
         )  # fmt: skip
         return base / f"{name or kind}+seed_2022", said
 
-    return {kind: judge(kind) for kind in ("seen", "full", "subset", "buffer")}, judge
+    first, others = judge("seen"), ("full", "subset", "buffer")
+    with ThreadPoolExecutor(2) as pool:
+        return {"seen": first, **dict(zip(others, pool.map(judge, others), strict=True))}, judge
 
 
 @pytest.mark.parametrize("kind", ["seen", "full", "subset", "buffer"])

@@ -2,9 +2,11 @@
 
 SpeechBrain's Checkpointer writes the meta file first and the parameters after it, so a death in between leaves a
 folder that looks like a checkpoint. Here a checkpoint is written under another name and renamed when it is complete.
+Older ones are deleted after that, so a half-deleted one always has a whole, newer one beside it, and the newest counts.
 """
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -45,14 +47,6 @@ class AtomicCheckpointer(Checkpointer):
         files = {name: path / Path(file).name for name, file in written.paramfiles.items()}
         return Checkpoint(path, written.meta, files)
 
-    @staticmethod
-    def _delete_checkpoint(checkpoint, verbosity=None):
-        """Take the folder out of sight before emptying it: a half-deleted one must not look whole."""
-        del verbosity
-        aside = checkpoint.path.with_name(ASIDE + checkpoint.path.name)
-        os.rename(checkpoint.path, aside)
-        shutil.rmtree(aside)
-
 
 def _sync(path):
     """Flush a file or a folder to the disk."""
@@ -80,7 +74,10 @@ def latest_checkpoint(folder):
     metas = []
     for path in found:
         with open(path / METAFNAME, encoding="utf-8") as file:
-            metas.append((path, yaml.safe_load(file)))
+            meta = yaml.safe_load(file)
+        if not isinstance(meta, dict) or "unixtime" not in meta:
+            raise InputError(f"{path / METAFNAME} is damaged: delete {path}, or take another copy.")
+        metas.append((path, meta))
     return max(metas, key=lambda entry: entry[1]["unixtime"], default=None)
 
 
@@ -115,8 +112,13 @@ def load_weights(folder, modules, hint=""):
         if not path.is_file():
             raise InputError(f"{latest[0]} has no {path.name}: was it saved by one of this project's trainers?")
         try:
-            module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except RuntimeError as error:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            why = " ".join(str(error).split(". ")[0].split()) or "it ends too soon"
+            raise InputError(f"{path} is damaged ({why}): train that task again, or take another copy.") from error
+        try:
+            module.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
             first = str(error).splitlines()
             why = first[1].strip() if len(first) > 1 else first[0]
             raise InputError(f"{path} does not fit the {name} of this configuration ({why}). {hint}".strip()) from error

@@ -3,11 +3,15 @@
 Everything that can be wrong in a configuration is found here, before any audio is read.
 """
 
+import ast
 import contextlib
 import difflib
+import importlib.util
 import io
 import json
 import logging
+import logging.handlers
+import math
 import os
 import platform
 import re
@@ -17,23 +21,30 @@ import sys
 from importlib.metadata import version
 
 from datasets.errors import InputError
+from utils.checkpoints import latest_checkpoint
 from utils.files import write_atomically
+from utils.progress import EXTRA_LOGGERS
 
 import ruamel.yaml
+import torch
 from filelock import FileLock, Timeout
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import RunOptions
 
 logger = logging.getLogger(__name__)
 
 # Settings that change where a run's files are or how fast it goes, never its result.
-PLACES = {"output_base", "output_folder", "save_folder", "train_logger", "store_folder", "ssl_checkpoints_dir"}
-HARMLESS = PLACES | {"overwrite", "num_workers", "ckpt_overhead", "extra_logger"}
+PLACES = {"output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir"}
+HARMLESS = PLACES | {"train_logger", "overwrite", "num_workers", "ckpt_overhead", "extra_logger"}
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
 LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
+    "seed": 0,
     "batch_size": 2,
+    "embedding_batch_size": 1,
     "number_of_epochs": 1,
     "warmup_epochs": 0,
     "train_duration": 0.05,
@@ -42,6 +53,9 @@ LOWEST = {  # least value of each number; a crop shorter than one analysis windo
     "emb_dim": 4,
     "n_mels": 1,
     "lr": 0.0,
+    "final_lr": 0.0,
+    "ssl_weight": 0.0,
+    "sup_weight": 0.0,
     "temperature": 1e-6,
     "mixup_alpha": 1e-6,
     "ckpt_overhead": 1e-6,
@@ -49,17 +63,39 @@ LOWEST = {  # least value of each number; a crop shorter than one analysis windo
 # What an encoder was trained with and must be judged with.
 ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "compute_features", "mean_var_norm")
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
+# Run options that SpeechBrain 1.1 has and that can't work with one Brain a task, and what to do instead.
+UNUSABLE = {
+    "test_only": "linclf_train.py judges what is trained",
+    "auto_mix_prec": "use --precision=fp16",
+    "bfloat16_mix_prec": "use --precision=bf16",
+    "data_parallel_backend": "start the script with torchrun",
+    "optimizer_step_limit": "set number_of_epochs",
+}
 _locks = []  # kept until the process ends
+_early = logging.handlers.BufferingHandler(10_000)  # messages from before there is a log file
 
 
 @contextlib.contextmanager
 def user_errors():
-    """Turn bad input into one line on stderr and exit code 2, Ctrl-C into one line and 130."""
+    """Turn bad input into one line on stderr and exit code 2, Ctrl-C into one line and 130.
+
+    Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`.
+    """
+    _early.buffer.clear()
+    for name in ("datasets", "utils"):
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).handlers = [logging.StreamHandler(sys.stdout), _early]
     try:
         yield
     except InputError as error:
         logger.debug("stopped by bad input", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        if "Loss is not finite" not in str(error):  # SpeechBrain's, when nonfinite_patience is used up
+            raise
+        print("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
+              "settings, start afresh with --overwrite=True or another experiment_name.", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted. What is saved stays: the same command again goes on from there.", file=sys.stderr)
@@ -80,19 +116,36 @@ def parse_arguments(doc, argv=None):
     -------
     hparams_file : str
     run_opts : speechbrain.utils.run_opts.RunOptions
-    overrides : str
-        YAML text with one ``key: value`` a line.
+    overrides : str, YAML text with one ``key: value`` a line
 
     Raises
     ------
     InputError
-        No configuration file, or a key without a value.
+        No configuration file, an unknown key, a key without a value, or an option that can't be read.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
         print(f"{doc.strip()}\n\nEvery key of the YAML can be overridden as --key=value. Run options of SpeechBrain:\n")
         print(" ".join(f"--{name}" for name in sorted(_option_names())))
         sys.exit(0 if argv else 2)
+    options, overrides = _split(argv)
+    hparams_file, run_opts = _parse_options(options)
+    if not os.path.isfile(hparams_file):
+        raise InputError(f"No configuration file {hparams_file}.{_nearest_file(hparams_file)}")
+    keys, lines = _plain_keys(_read_text(hparams_file), hparams_file), []
+    if not keys:
+        raise InputError(f"{hparams_file} is empty: is it a configuration of this script?")
+    for key, value in overrides.items():
+        _refuse_unknown(key, keys)
+        if not value:
+            raise InputError(f"--{key} has no value: write --{key}=VALUE.")
+        lines.append(f"{key}: {_as_yaml(key, value, keys[key])}")
+        _plain_keys(lines[-1], f"--{key}={value}")
+    return hparams_file, run_opts, "\n".join(lines)
+
+
+def _split(argv):
+    """Part the arguments into those of SpeechBrain, a list, and the overrides of the YAML, a dict."""
     options, overrides, current = [], {}, None
     for token in argv:
         if token.startswith("--"):
@@ -100,82 +153,117 @@ def parse_arguments(doc, argv=None):
             is_option = key in _option_names()
             current = None if is_option else key
             if is_option:
-                options.append(token)
+                options.append(token.replace("=.inf", "=inf"))  # YAML's infinity, which argparse doesn't know
             else:
                 overrides[key] = value if equals else ""
-        elif current is not None:
+        elif re.match(r"-[A-Za-z_]", token):
+            raise InputError(f"{token}: keys and options begin with two dashes, -{token}.")
+        elif current is not None:  # --key value, or what the shell has split at a space
             overrides[current] = f"{overrides[current]} {token}".strip()
         else:
-            options.append(token)
-    empty = [key for key, value in overrides.items() if not value]
-    if empty:
-        raise InputError(f"--{empty[0]} has no value: write --{empty[0]}=VALUE.")
-    if not options or options[0].startswith("--") and len(options) == sum(o.startswith("--") for o in options):
-        raise InputError("No configuration file: the first argument is a YAML, such as hparams/demo/supclr_train.yaml.")
-    hparams_file, run_opts, _ = RunOptions.from_command_line_args(options)
-    if not os.path.isfile(hparams_file):
-        raise InputError(f"No configuration file {hparams_file}.{_nearest_file(hparams_file)}")
-    return hparams_file, run_opts, "\n".join(f"{key}: {value}" for key, value in overrides.items())
+            options.append("inf" if token == ".inf" else token)
+    return options, overrides
+
+
+def _parse_options(options):
+    """Let SpeechBrain parse its options, and turn argparse's usage text into one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            hparams_file, run_opts, rest = RunOptions.from_command_line_args(options)
+    except SystemExit:
+        reason = said.getvalue().rpartition("error: ")[2].strip()
+        if "param_file" in reason:
+            reason = "No configuration file: the first argument is a YAML, such as hparams/demo/supclr_train.yaml."
+        raise InputError(reason) from None
+    if rest:
+        raise InputError(f"What is {rest!r} for? After the YAML come --key=VALUE and run options; see --help.")
+    return hparams_file, run_opts
 
 
 def _option_names():
-    return set(RunOptions().as_dict()) - {"param_file", "overridden_args", "tqdm_barcolor", "distributed_launch"}
+    return set(RunOptions().as_dict()) - {"param_file", "overridden_args", "tqdm_barcolor", "distributed_launch",
+                                          "data_parallel_count"}  # fmt: skip
 
 
 def _nearest_file(path):
     folder = os.path.dirname(path) or "."
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    names = sorted(n for n in os.listdir(folder) if n.endswith((".yaml", ".yml"))) if os.path.isdir(folder) else []
     return f" {folder} holds {', '.join(names)}." if names else ""
 
 
-def load_config(hparams_file, overrides):
+def _as_yaml(key, value, default):
+    """An override as YAML. Where the key takes text, it is taken as typed: a path may hold " #", a name be a number."""
+    if key == "task_classes":
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            return json.dumps(ast.literal_eval(value))  # [(3, 8), (9, 4)], ((3, 8), (9, 4)), [["dog", "siren"]]
+        return value if re.search("[\"'!]", value) else value.replace("(", "[").replace(")", "]")
+    takes_text = key not in MIXED and (default is None or isinstance(default, str) or _tag(default) == "!PLACEHOLDER")
+    return json.dumps(value, ensure_ascii=False) if takes_text and value != "null" and value[0] not in "\"'!" else value
+
+
+def load_config(hparams_file, overrides, run_opts=None, needs=()):
     """Check the overrides against the YAML and build what it describes.
 
     Parameters
     ----------
-    hparams_file : str
-    overrides : str
+    hparams_file, overrides : str
         As `parse_arguments` returns them.
+    run_opts : speechbrain.utils.run_opts.RunOptions, optional
+        Of a run that is to start: they and the front end are checked too.
+    needs : sequence of str
+        Keys without which the caller can't work.
 
     Returns
     -------
     dict
-        The YAML's keys, objects built.
+        The YAML's keys, objects built, ``~`` in paths expanded.
 
     Raises
     ------
     InputError
-        Unreadable YAML, unknown key, value of another type or out of range, unset placeholder, or a value that an
-        object refuses.
+        Unreadable YAML, unknown, missing or unset key, bad value, or a run option that can't work here.
     """
-    with open(hparams_file, encoding="utf-8") as file:
-        text = file.read()
-    keys = _plain_keys(text, hparams_file)
-    given = _plain_keys(overrides, "the command line") if overrides else {}
+    keys = _plain_keys(text := _read_text(hparams_file), hparams_file)
+    given = _plain_keys(overrides, "the command line")
     for key, value in given.items():
         _check_override(key, value, keys)
-    unset = [k for k, v in keys.items() if _tag(v) == "!PLACEHOLDER" and k not in given]
-    if unset:
-        raise InputError(f"{unset[0]} is not set: add --{unset[0]}=VALUE, or set it in {hparams_file}.")
+    _refuse_missing(keys, given, needs, hparams_file)
+    _check_numbers({k: v for k, v in {**keys, **given}.items() if _tag(v) is None})
     try:
-        with open(hparams_file, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file, overrides)
-    except (ValueError, ruamel.yaml.YAMLError) as error:
-        raise InputError(f"{hparams_file}: {' '.join(str(a) for a in error.args) or error}") from error
-    for key, lowest in LOWEST.items():
-        value = hparams.get(key, lowest)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= lowest:
-            raise InputError(f"{key} is {value!r}: it must be a number of at least {lowest}.")
+        hparams = load_hyperpyyaml(text, overrides)
+    except (ValueError, TypeError, AttributeError, ImportError, ruamel.yaml.YAMLError) as error:
+        reason = " ".join(str(a) for a in error.args) or str(error)
+        raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error
+    places = {key for key in (*PLACES, "data_folder") if isinstance(hparams.get(key), str)}
+    hparams |= {key: os.path.expanduser(hparams[key]) for key in places}
+    _check_numbers(hparams)
+    _check_together(hparams, debug=run_opts is not None and run_opts.debug)
+    if run_opts is not None:
+        _check_run(hparams, run_opts)
     return hparams
+
+
+def _read_text(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no readable text file: {error}") from error
 
 
 def _plain_keys(text, source):
     """Top-level keys and values of a YAML, nothing built."""
     try:
-        return dict(ruamel.yaml.YAML().load(text) or {})
-    except (ruamel.yaml.YAMLError, ValueError, TypeError) as error:
-        first = str(error).strip().splitlines()
-        raise InputError(f"{source} is not valid YAML: {first[0]} {first[-1].strip()}") from error
+        loaded = ruamel.yaml.YAML().load(text)
+    except (ruamel.yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark and "\n" in text else ""
+        reason = ", ".join(filter(None, (getattr(error, "context", ""), getattr(error, "problem", ""))))
+        raise InputError(f"{source} is not valid YAML{line}: {reason or str(error).splitlines()[0]}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"{source} is not valid YAML: it must be lines of `key: value`.")
+    return dict(loaded or {})
 
 
 def _tag(value):
@@ -183,22 +271,105 @@ def _tag(value):
     return getattr(tag, "value", tag)
 
 
-def _check_override(key, value, keys):
-    """Refuse an unknown key, with the nearest known one, and a value whose type can't be meant."""
-    if key not in keys:
-        known = [*keys, *_option_names()]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        hint = f"did you mean --{near[0]}?" if near else f"its keys are {', '.join(k for k in keys if k[0] != '_')}."
-        raise InputError(f"--{key} is no key of this configuration: {hint}")
-    default = keys[key]
-    if key in MIXED or _tag(default) is not None:
+def _refuse_unknown(key, keys):
+    """Raise for a key that the YAML does not have, with the nearest that it or SpeechBrain has."""
+    if key in keys and not key.startswith("__"):
         return
+    known = [name for name in (*keys, *sorted(_option_names())) if name[0] != "_"]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or [name for name in known if key and key in name]
+    every = ", ".join(name for name in keys if name[0] != "_")
+    hint = f"did you mean --{' or --'.join(near[:3])}?" if near else f"it has {every}."
+    raise InputError(f"--{key} is no key of this configuration: {hint}")
+
+
+def _refuse_missing(keys, given, needs, hparams_file):
+    """Raise for a key that the YAML lacks, or that it leaves to the user."""
+    lacking = [key for key in needs if key not in keys]
+    if lacking:
+        raise InputError(f"{hparams_file} has no {', '.join(lacking)}: is it a configuration of this script?")
+    unset = [k for k, v in keys.items() if _tag(v) == "!PLACEHOLDER" and k not in given]
+    if unset:
+        raise InputError(f"{unset[0]} is not set: add --{unset[0]}=VALUE, or set it in {hparams_file}.")
+
+
+def _check_override(key, value, keys):
+    """Refuse an unknown key, and a value whose type can't be meant."""
+    _refuse_unknown(key, keys)
+    default = keys[key]
+    if key in MIXED or key == "task_classes":
+        return
+    tag = _tag(default) or ""
+    if (tag.startswith(("!new:", "!name:")) or isinstance(default, dict) and not tag) and not (
+        _tag(value) or isinstance(value, dict)
+    ):
+        raise InputError(f"--{key}={value}: {key} is built by the YAML ({tag or 'a mapping'}): edit it there.")
     for kind, what in ((bool, "True or False"), (int, "a whole number"), (float, "a number")):
         if isinstance(default, kind):
             fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
             if not fits or (kind is not bool and isinstance(value, bool)):
                 raise InputError(f"--{key}={value}: {key} is {what}, such as {default}.")
             return
+
+
+def _check_numbers(values):
+    """Refuse numbers out of range, and what is no number where one is needed."""
+    for key, lowest in LOWEST.items():
+        value = values.get(key, lowest)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < lowest:
+            raise InputError(f"{key} is {value!r}: it must be a number of at least {lowest}.")
+
+
+def _check_together(hparams, debug):
+    """Refuse values that don't go together."""
+    warmup, epochs = hparams.get("warmup_epochs", 0), hparams.get("number_of_epochs", math.inf)
+    if warmup >= epochs and not debug:
+        raise InputError(f"warmup_epochs is {warmup} of {epochs} epochs: set it below number_of_epochs.")
+    weights = [key for key in hparams if key.endswith("_weight")]
+    if weights and not any(hparams[key] for key in weights):
+        raise InputError(f"{' and '.join(weights)} are 0, so there is no loss: set one above 0.")
+    for name, module in hparams.get("modules", {}).items():
+        if not isinstance(module, torch.nn.Module):
+            raise InputError(f"{name} is {module!r}: it is built by the YAML, edit it there.")
+    name = hparams.get("extra_logger")
+    if name is not None and name not in EXTRA_LOGGERS:
+        raise InputError(f"extra_logger is {name!r}: choose null or one of {', '.join(EXTRA_LOGGERS)}.")
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise InputError(f"extra_logger: {name} is not installed: pip install {name}, or set extra_logger to null.")
+
+
+def _check_front_end(hparams):
+    """Try the front end on silence of a view's length: torch's STFT refuses some of its settings only when it runs."""
+    if "compute_features" in hparams:
+        samples = round(hparams.get("train_duration", 1.0) * hparams["sample_rate"])
+        try:
+            hparams["compute_features"](torch.zeros(1, samples))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"compute_features doesn't fit sample_rate={hparams['sample_rate']}: {reason}") from error
+
+
+def _check_run(hparams, run_opts):
+    """Refuse a front end and run options that can't work here."""
+    _check_front_end(hparams)
+    for name in sorted(UNUSABLE.keys() & run_opts.overridden_args):
+        raise InputError(f"--{name} can't be used here: {UNUSABLE[name]}.")
+    for name in ("debug_batches", "grad_accumulation_factor"):
+        if run_opts[name] < 1:
+            raise InputError(f"--{name}={run_opts[name]}: it must be at least 1.")
+    device = run_opts.device or infer_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"--device={device} can't be used here ({reason}): use --device=cpu.") from error
+    for name in ("precision", "eval_precision"):
+        value = effective_option(name, hparams, run_opts)
+        if value not in ("fp32", "fp16", "bf16") or value == "fp16" and torch.device(device).type == "cpu":
+            raise InputError(f"{name} is {value!r}: choose fp32, bf16 or, on a GPU, fp16.")
+    norm = effective_option("max_grad_norm", hparams, run_opts)
+    if not isinstance(norm, (int, float)) or not norm > 0:
+        raise InputError(f"max_grad_norm is {norm!r}: it must be above 0; .inf disables clipping.")
 
 
 def run_settings(hparams_file, overrides, run_opts, hparams):
@@ -218,6 +389,8 @@ def run_settings(hparams_file, overrides, run_opts, hparams):
             yaml.dump({key: value}, out)
             lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
             settings[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
+    if "task_classes" in hparams:  # however it was written
+        settings["task_classes"] = json.dumps(hparams["task_classes"])
     for option in sorted(run_opts.overridden_args - HARMLESS_OPTIONS):
         settings[option] = str(run_opts[option])
     settings["precision"] = effective_option("precision", hparams, run_opts)
@@ -229,8 +402,8 @@ def effective_option(name, hparams, run_opts):
     return run_opts[name] if name in run_opts.overridden_args or name not in hparams else hparams[name]
 
 
-def open_run_folder(folder, settings, overwrite=False):
-    """Make the run's folder, or find it as a run of the same settings left it, and hold it for this process.
+def check_run_folder(folder, settings, overwrite=False):
+    """Refuse what `open_run_folder` would refuse, before anything is written.
 
     Parameters
     ----------
@@ -239,45 +412,87 @@ def open_run_folder(folder, settings, overwrite=False):
     settings : dict of str to str
         As `run_settings` returns them.
     overwrite : bool
-        Delete what an earlier run left there.
+        Whether an earlier run there is to be deleted.
 
     Raises
     ------
     InputError
         Another run's folder, a folder of something else, one that another process works in, or no right to write.
     """
+    parent = os.path.abspath(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        what = "can't be written" if os.path.isdir(parent) else "is no folder"
+        raise InputError(f"Can't write to {folder}: {parent} {what}. Set output_base to another folder.")
+    others = _contents(folder)
+    saved = _read_json(os.path.join(folder, "settings.json")) if "settings.json" in others else {}
+    if others and not {"seed", "precision"} <= saved.keys():  # never delete what may be no run of ours
+        raise InputError(f"{folder} holds files of something else ({others[0]}): set experiment_name or output_base.")
+    if os.path.exists(os.path.join(folder, ".lock")):
+        _hold(folder)
+    if others and not overwrite:
+        _refuse_other_run(folder, saved, settings)
+
+
+def open_run_folder(folder, settings, overwrite=False):
+    """Make the run's folder, or find it as a run of the same settings left it, and hold it for this process.
+
+    Parameters and errors are those of `check_run_folder`; `overwrite` deletes what an earlier run left there.
+    """
+    check_run_folder(folder, settings, overwrite)
     try:
         os.makedirs(folder, exist_ok=True)
-        lock = FileLock(os.path.join(folder, ".lock"))
+        _hold(folder)
+        check_run_folder(folder, settings, overwrite)  # another process may have been here in between
+        for name in sorted(_contents(folder), key="settings.json".__eq__) if overwrite else ():  # that one last
+            full = os.path.join(folder, name)
+            shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.remove(full)
+        write_atomically(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
+    except OSError as error:
+        raise InputError(f"Can't write to {folder} ({error.strerror}): set output_base to another folder.") from error
+
+
+def _contents(folder):
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".")) if os.path.isdir(folder) else []
+
+
+def _hold(folder):
+    """Lock the folder until this process ends."""
+    path = os.path.join(os.path.realpath(folder), ".lock")
+    if any(lock.lock_file == path and lock.is_locked for lock in _locks):
+        return
+    lock = FileLock(path)
+    try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"Another process is working in {folder}: wait for it, or set experiment_name.") from None
-    except OSError as error:
-        raise InputError(f"Can't write to {folder} ({error.strerror}): set output_base to another folder.") from error
     _locks.append(lock)
-    path = os.path.join(folder, "settings.json")
-    others = [name for name in os.listdir(folder) if not name.startswith(".")]
-    if overwrite and os.path.isfile(path):
-        for name in others:
-            full = os.path.join(folder, name)
-            shutil.rmtree(full) if os.path.isdir(full) else os.remove(full)
-    elif os.path.isfile(path):
-        _refuse_other_run(folder, _read_json(path), settings)
-    elif others:
-        raise InputError(f"{folder} holds files of something else ({others[0]}): set experiment_name or output_base.")
-    write_atomically(path, json.dumps(settings, indent=1))
 
 
 def _read_json(path):
+    """The object in a file that a run has written."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): --overwrite=True starts the run afresh.") from error
+            content = json.load(file)
+        if isinstance(content, dict):
+            return content
+        reason = "it holds no settings"
+    except (ValueError, OSError) as error:
+        reason = error
+    raise InputError(f"{path} is damaged ({reason}): delete that run's folder, or set experiment_name.")
+
+
+def _same(one, other):
+    """Whether two settings are equal: 1 is 1.0."""
+    try:
+        return one == other or float(one) == float(other)
+    except (TypeError, ValueError):
+        return False
 
 
 def _refuse_other_run(folder, saved, settings):
-    differing = [k for k in sorted({*saved, *settings}) if saved.get(k) != settings.get(k)]
+    differing = [k for k in sorted({*saved, *settings}) if not _same(saved.get(k), settings.get(k))]
     if differing:
         what = "; ".join(f"{k}: {saved.get(k, 'unset')} there, {settings.get(k, 'unset')} now" for k in differing)
         raise InputError(
@@ -287,18 +502,29 @@ def _refuse_other_run(folder, saved, settings):
 
 
 def save_versions(folder, argv=None):
-    """Write what a reader of the numbers needs to know: command, versions, commit, hardware. No environment."""
+    """Write what a reader of the numbers needs to know: command, versions, commit, hardware. No environment.
+
+    What was logged before there was a run folder goes to its log.txt.
+    """
     names = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
     here = os.path.dirname(os.path.abspath(__file__))
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    commit = ""
+    if shutil.which("git"):
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        commit = git.stdout.strip()
     record = {
         "command": [os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)],
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         **{name: version(name) for name in names},
     }
     write_atomically(os.path.join(folder, "versions.json"), json.dumps(record, indent=1))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # log.txt, if SpeechBrain has opened it
+            for early in _early.buffer:
+                handler.handle(early)
+    _early.buffer.clear()
 
 
 def find_checkpoints(path):
@@ -319,12 +545,13 @@ def find_checkpoints(path):
     InputError
         Nothing there, or several runs; lists the candidates.
     """
-    base = os.path.dirname(path.rstrip("/")) if os.path.basename(path.rstrip("/")) == "save" else path
+    path = os.path.normpath(path)
+    base = os.path.dirname(path) if os.path.basename(path) == "save" else path
     for save in (path, os.path.join(path, "save")):
         if os.path.isdir(os.path.join(save, "task0")):
             return _tasks_of(save)
-    runs = sorted(n for n in os.listdir(base) if os.path.isdir(os.path.join(base, n, "save", "task0"))) if (
-        os.path.isdir(base)) else []
+    names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
+    runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
     if len(runs) == 1:
         return _tasks_of(os.path.join(base, runs[0], "save"))
     if runs:
@@ -356,7 +583,7 @@ def check_same_encoder(task_folder, settings):
     if not os.path.isfile(path):
         return {}
     trained = _read_json(path)
-    differing = [k for k in ENCODER_KEYS if k in trained and k in settings and trained[k] != settings[k]]
+    differing = [k for k in ENCODER_KEYS if k in trained and k in settings and not _same(trained[k], settings[k])]
     if differing:
         flags = " ".join(f"--{k}={trained[k]}" for k in differing if "\n" not in trained[k])
         mend = f"add {flags}" if flags else f"copy its {', '.join(differing)} into this YAML"
@@ -365,6 +592,16 @@ def check_same_encoder(task_folder, settings):
 
 
 def _tasks_of(save):
-    numbers = {int(m[1]) for m in (re.fullmatch(r"task(\d+)", name) for name in os.listdir(save)) if m}
-    count = next(n for n in range(len(numbers) + 1) if n not in numbers)
-    return [os.path.join(save, f"task{n}") for n in range(count)]
+    """The task folders up to the first without a checkpoint, or with one from the middle of its training."""
+    folders = []
+    while True:
+        folder = os.path.join(save, f"task{len(folders)}")
+        _, meta = latest_checkpoint(folder) or (None, None)
+        if meta is None or not meta.get("finished", not {"epoch", INTRA_EPOCH_CKPT_FLAG} & meta.keys()):
+            break
+        folders.append(folder)
+    if meta is not None:
+        logger.warning("%s is not trained to its end, and is left out.", folder)
+    if not folders:
+        raise InputError(f"No checkpoint of a finished task in {save}: has the encoder's training ended?")
+    return folders

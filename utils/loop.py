@@ -9,6 +9,7 @@ from datasets.errors import InputError
 from datasets.selection import current_and_replay
 from utils.brain import HEADS_AND_ENCODER, TaskContext
 from utils.checkpoints import AtomicCheckpointer, is_finished, load_weights
+from utils.figures import plot_training
 from utils.progress import RunProgress
 from utils.schedulers import WarmupCosineScheduler
 
@@ -86,6 +87,10 @@ def train_tasks(brain_class, hparams, run_opts, data, modules):
             begun = time.monotonic()
             train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
             progress.task_done(t, names[t], time.monotonic() - begun)
+    figure = os.path.join(hparams["output_folder"], "training.png")
+    if not os.path.isfile(figure):
+        plot_training(os.path.join(hparams["output_folder"], "train_log.csv"), figure)
+    logger.info("Weights after each task: %s. Losses: %s.", hparams["save_folder"], figure)
 
 
 def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):

@@ -198,6 +198,28 @@ class Evaluation:
             if rows.empty:
                 raise InputError(f"No clip of the named classes is in the {name} split.")
 
+    def check(self, folders):
+        """Find what can't be judged before anything is written: too many encoders, stages without clips, weights of
+        another architecture. Leaves the last encoder's weights in the model.
+
+        Parameters
+        ----------
+        folders : list of str
+            The encoders' task folders, in order.
+        """
+        kind, n_tasks = self.hparams["linclf_train_type"], self.data.n_tasks
+        every_task = list(self.protocol.test_tasks(0, n_tasks)) == list(range(n_tasks))
+        if not every_task and len(folders) > n_tasks:
+            raise InputError(
+                f"{len(folders)} encoders for {n_tasks} tasks, but linclf_train_type={kind} "
+                "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
+            )
+        for t, folder in enumerate(folders):
+            for name, split in self.rows(t).items():
+                if split.empty:
+                    raise InputError(f"Task {t} has no {name} clips for linclf_train_type={kind}.")
+            load_weights(folder, {"embedding_model": self.hparams["modules"]["embedding_model"]})
+
     def rows(self, t):
         """The clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
         keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
@@ -225,9 +247,6 @@ class Evaluation:
                 return saved
         begun = time.monotonic()
         rows = self.rows(t)
-        for name, split in rows.items():
-            if split.empty:
-                raise InputError(f"{what}: no {name} clips for linclf_train_type={self.hparams['linclf_train_type']}.")
         joined = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
         vectors = cache.get(embedder, self.data.store, joined, what)
         if self.hparams["standardise"]:
@@ -283,11 +302,6 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
     """
     evaluation = Evaluation(brain_class, hparams, run_opts, data)
     every_task = list(evaluation.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
-    if not every_task and len(folders) > data.n_tasks:
-        raise InputError(
-            f"{len(folders)} encoders for {data.n_tasks} tasks, but linclf_train_type={hparams['linclf_train_type']} "
-            "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
-        )
     if not every_task and len(folders) < data.n_tasks:
         logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
     modules = {n: hparams["modules"][n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
