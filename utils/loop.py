@@ -10,6 +10,7 @@ from datasets.selection import current_and_replay
 from utils.brain import HEADS_AND_ENCODER, TaskContext
 from utils.checkpoints import AtomicCheckpointer, is_finished, load_weights
 from utils.figures import plot_training
+from utils.files import write_atomically
 from utils.progress import RunProgress
 from utils.schedulers import WarmupCosineScheduler
 
@@ -54,7 +55,7 @@ def save_rows(save_folder, data):
     """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
     os.makedirs(save_folder, exist_ok=True)
     for (split, task), rows in data.rows.groupby(["split", "task"]):
-        rows.to_csv(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), index=False)
+        write_atomically(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), rows.to_csv(index=False))
 
 
 def train_tasks(brain_class, hparams, run_opts, data, modules):

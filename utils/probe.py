@@ -3,6 +3,7 @@
 Legend: n clips, D embedding features, C classes.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -231,24 +232,42 @@ class Evaluation:
         }
 
     def judge(self, t, embedder, cache, path, what):
-        """Train and test the probe of stage `t`, unless `path` holds the result for this encoder already.
+        """Train and test the probe of stage `t`, unless `path` holds that for the same encoder and clips already.
 
         Returns
         -------
         dict
-            `confusion` ([C, C] lists of counts), `valid_accuracy`, `epoch`, `key` (the encoder's digest), `seconds`.
+            `confusion` ([C, C] lists of counts), `valid_accuracy`, `epoch` (the best), `seconds`, and `key`, a digest
+            of the encoder and the clips.
         """
-        key = embedder.key()
+        begun, rows = time.monotonic(), self.rows(t)
+        clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
+        content = hashlib.blake2b("".join(self.data.store.ids[clips]).encode(), digest_size=8).hexdigest()
+        key = f"{embedder.key()}-{content}"
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
                 saved = json.load(file)
             if saved["key"] == key:
                 logger.info("%s: judged already", what)
                 return saved
-        begun = time.monotonic()
-        rows = self.rows(t)
-        joined = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
-        vectors = cache.get(embedder, self.data.store, joined, what)
+        confusion, best = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what))
+        result = {
+            "key": key,
+            "confusion": confusion.tolist(),
+            "valid_accuracy": best["accuracy"],
+            "epoch": best["epoch"],
+            "seconds": time.monotonic() - begun,
+        }
+        write_atomically(path, json.dumps(result))
+        logger.info(
+            "%s: %d training clips, best of %d epochs %d (valid %.1f %%), test %.1f %%, %.1f s",
+            what, len(rows["train"]), self.hparams["number_of_epochs"], best["epoch"], 100 * best["accuracy"],
+            100 * np.trace(confusion) / confusion.sum(), result["seconds"],
+        )  # fmt: skip
+        return result
+
+    def _fit_and_test(self, rows, vectors):
+        """Train the probe on the training rows' vectors; the confusion matrix of the test rows, and the best epoch."""
         if self.hparams["standardise"]:
             vectors = standardise(vectors, len(rows["train"]))
         ends = np.cumsum([len(split) for split in rows.values()])[:-1]
@@ -261,22 +280,7 @@ class Evaluation:
             self.brain_class, self.hparams, self.run_opts, n_classes, parts["train"], parts["valid"],
             self.protocol.balanced,
         )  # fmt: skip
-        confusion = confusion_matrix(classifier, parts["test"], n_classes)
-        seconds = time.monotonic() - begun
-        logger.info(
-            "%s: %d training clips, best of %d epochs %d (valid %.1f %%), test %.1f %%, %.1f s",
-            what, len(parts["train"]), self.hparams["number_of_epochs"], best["epoch"], 100 * best["accuracy"],
-            100 * np.trace(confusion) / confusion.sum(), seconds,
-        )  # fmt: skip
-        result = {
-            "key": key,
-            "confusion": confusion.tolist(),
-            "valid_accuracy": best["accuracy"],
-            "epoch": best["epoch"],
-            "seconds": seconds,
-        }
-        write_atomically(path, json.dumps(result))
-        return result
+        return confusion_matrix(classifier, parts["test"], n_classes), best
 
 
 def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weights):
