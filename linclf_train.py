@@ -17,20 +17,18 @@ Each clip passes each encoder once; embeddings stay beside the checkpoints, so t
 import copy
 
 from datasets.prepare import prepare
-from utils.config import (
+from utils.config import load_config, parse_arguments, user_errors
+from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
+from utils.results import save_results
+from utils.runs import (
     LOG_CONFIG,
     check_run_folder,
     check_same_encoder,
     find_checkpoints,
-    load_config,
     open_run_folder,
-    parse_arguments,
     run_settings,
     save_versions,
-    user_errors,
 )
-from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
-from utils.results import save_results
 
 import speechbrain as sb
 

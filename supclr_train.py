@@ -15,17 +15,9 @@ encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epoc
 
 from datasets.prepare import prepare
 from utils.brain import TaskBrain
-from utils.config import (
-    LOG_CONFIG,
-    check_run_folder,
-    load_config,
-    open_run_folder,
-    parse_arguments,
-    run_settings,
-    save_versions,
-    user_errors,
-)
+from utils.config import load_config, parse_arguments, user_errors
 from utils.loop import plan_tasks, train_tasks
+from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
 
 import speechbrain as sb
 

@@ -5,7 +5,7 @@ format.
 """
 
 from datasets.errors import InputError
-from datasets.table import fold_split, read_metadata
+from datasets.table import class_names, fold_split, read_metadata
 
 SOURCE = "ESC-50"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")
@@ -41,7 +41,7 @@ def load(data_folder, esc10_only=False):
         meta = meta[meta["esc10"].astype(str).str.lower() == "true"]
         if meta.empty:
             raise InputError(f"No row of {data_folder}/meta/esc50.csv is marked esc10: set esc10_only to False.")
-    names = meta.groupby("target")["category"].first().sort_index()
+    names = class_names("meta/esc50.csv", meta, "target", "category")
     rows = meta.assign(
         wav_path="audio/" + meta["filename"],
         class_name=meta["target"].map(names),

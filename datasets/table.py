@@ -76,6 +76,40 @@ def _listing(folder):
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "an empty folder"
 
 
+def class_names(path, meta, number, name, gaps=True):
+    """The class names in the order of their published numbers.
+
+    Parameters
+    ----------
+    path : str
+        The metadata file, for the error.
+    meta : pandas.DataFrame
+        As `read_metadata` returns it.
+    number, name : str
+        The columns of a class's number and its name.
+    gaps : bool
+        Whether numbers may be missing.
+
+    Returns
+    -------
+    pandas.Series of str
+        Name by number, sorted.
+
+    Raises
+    ------
+    InputError
+        A number with two names, a name with two numbers, or a gap where there may be none.
+    """
+    pairs = meta[[number, name]].drop_duplicates().sort_values(number)
+    for column in (number, name):
+        twice = pairs[pairs[column].duplicated(keep=False)]
+        if len(twice):
+            raise InputError(f"{path}: one {column} must be one class, but there are {twice.values.tolist()}.")
+    if not gaps and list(pairs[number]) != list(range(len(pairs))):
+        raise InputError(f"{path}: {number} must go from 0 up without a gap; it has {list(pairs[number])}.")
+    return pairs.set_index(number)[name]
+
+
 def fold_split(folds, splits, source):
     """Map fold numbers to "train", "valid" and "test".
 

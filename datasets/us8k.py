@@ -4,7 +4,7 @@ Reads the published layout, ``metadata/UrbanSound8K.csv`` and ``audio/fold{1..10
 to download it in person, see the README.
 """
 
-from datasets.table import fold_split, read_metadata
+from datasets.table import class_names, fold_split, read_metadata
 
 SOURCE = "UrbanSound8K"
 COLUMNS = ("slice_file_name", "fold", "classID", "class")
@@ -33,7 +33,7 @@ def load(data_folder):
         The folder, the metadata or a column is missing, or a row is malformed.
     """
     meta = read_metadata(data_folder, "metadata/UrbanSound8K.csv", COLUMNS, integers=("fold", "classID"))
-    names = meta.groupby("classID")["class"].first().sort_index()
+    names = class_names("metadata/UrbanSound8K.csv", meta, "classID", "class", gaps=False)
     rows = meta.assign(
         wav_path="audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"],
         class_name=meta["classID"].map(names),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from datasets import esc50, us8k
 from datasets.errors import InputError
-from utils import config
+from utils import config, runs
 from utils.metrics import read_table
 
 import numpy as np
@@ -84,9 +84,9 @@ class Desk:
             code = stop.code
         finally:
             sys.excepthook = hook
-            for lock in config._locks:
+            for lock in runs._locks:
                 lock.release()
-            config._locks.clear()
+            runs._locks.clear()
             for name in (None, "datasets", "utils"):
                 for handler in logging.getLogger(name).handlers[:]:
                     if not type(handler).__module__.startswith("_pytest"):

@@ -8,17 +8,9 @@ import sys
 from pathlib import Path
 
 from datasets.errors import InputError
-from utils import config
-from utils.config import (
-    check_run_folder,
-    check_same_encoder,
-    find_checkpoints,
-    load_config,
-    open_run_folder,
-    parse_arguments,
-    run_settings,
-    user_errors,
-)
+from utils import runs
+from utils.config import load_config, parse_arguments, user_errors
+from utils.runs import check_run_folder, check_same_encoder, find_checkpoints, open_run_folder, run_settings
 
 import pytest
 import ruamel.yaml
@@ -42,9 +34,9 @@ def configured(*args, yaml=TRAIN_YAML):
 @pytest.fixture(autouse=True)
 def release_locks():
     yield
-    for lock in config._locks:
+    for lock in runs._locks:
         lock.release()
-    config._locks.clear()
+    runs._locks.clear()
 
 
 # Overrides

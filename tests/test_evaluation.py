@@ -11,9 +11,9 @@ from linclf_train import LinearProbe
 from utils import embeddings
 from utils.brain import embed
 from utils.checkpoints import load_weights
-from utils.config import find_checkpoints
 from utils.embeddings import Embedder, EmbeddingCache
 from utils.probe import Embedded, Evaluation, confusion_matrix, evaluate_encoders, fit_probe, standardise
+from utils.runs import find_checkpoints
 
 import numpy as np
 import pytest

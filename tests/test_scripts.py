@@ -10,8 +10,8 @@ from pathlib import Path
 from models.norms import NORMS
 from supclr_train import SupCLR
 from utils.checkpoints import latest_checkpoint, load_weights
-from utils.config import ENCODER_KEYS
 from utils.loop import train_tasks
+from utils.runs import ENCODER_KEYS
 
 import numpy as np
 import pandas as pd
