@@ -98,8 +98,8 @@ def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
     )
     in_choice = [np.isin(task_of_class, stage).sum() for stage in tasks]
     figures.plot_accuracy_over_tasks(
-        mean_over_seen(tables["trained"], aligned=same),
-        mean_over_seen(tables["floor"], aligned=same),
+        mean_over_seen(tables["trained"], aligned=same and kind != "full"),  # under full, over all tasks
+        mean_over_seen(tables["floor"], aligned=same and kind != "full"),
         path(folder, "accuracy_over_tasks.png"),
         chance=[1 / n for n in in_choice],
         title=title,
