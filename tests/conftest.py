@@ -1,6 +1,7 @@
 """What the tests of the scripts share: small audio in the published layouts, the scripts run as a user runs them."""
 
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -85,6 +86,17 @@ class Lab:
         hparams = load_config(file, overrides)
         keys = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder")
         return hparams, run_opts, prepare(*(hparams[key] for key in keys))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A script's main block that ran in this process has set up logging, on a stdout that is gone after its test."""
+    loggers = [logging.getLogger(name) for name in (None, "datasets", "utils")]
+    before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
+    yield
+    for log, level, handlers, propagate in before:
+        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")
