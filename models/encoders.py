@@ -31,7 +31,7 @@ def _ecapa(channels, last):
 
 
 ENCODERS = {
-    "cnn14": _pann(*CNN14_CHANNELS[:-1]),  # 79 M weights at emb_dim 2048
+    "cnn14": _pann(*CNN14_CHANNELS[:-1]),  # 75 M weights at emb_dim 2048
     "pann_small": _pann(16, 32, 64, 128),
     "pann_tiny": _pann(8, 16, 32, 64),
     "ecapa": _ecapa(1024, 3072),

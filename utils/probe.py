@@ -191,6 +191,8 @@ class Evaluation:
     def __init__(self, brain_class, hparams, run_opts, data):
         self.brain_class, self.hparams, self.run_opts, self.data = brain_class, hparams, run_opts, data
         self.protocol = get_protocol(hparams["linclf_train_type"])
+        # Whether each encoder is tested on all tasks from the first on: then nothing depends on its place in the order.
+        self.every_task = list(self.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
         self.splits = {name: data.split(name) for name in ("train", "valid", "test")}
         if run_opts.debug:
             most = run_opts.debug_batches * hparams["batch_size"]
@@ -209,8 +211,7 @@ class Evaluation:
             The encoders' task folders, in order.
         """
         kind, n_tasks = self.hparams["linclf_train_type"], self.data.n_tasks
-        every_task = list(self.protocol.test_tasks(0, n_tasks)) == list(range(n_tasks))
-        if not every_task and len(folders) > n_tasks:
+        if not self.every_task and len(folders) > n_tasks:
             raise InputError(
                 f"{len(folders)} encoders for {n_tasks} tasks, but linclf_train_type={kind} "
                 "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
@@ -305,8 +306,7 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
         many clips went through an encoder.
     """
     evaluation = Evaluation(brain_class, hparams, run_opts, data)
-    every_task = list(evaluation.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
-    if not every_task and len(folders) < data.n_tasks:
+    if not evaluation.every_task and len(folders) < data.n_tasks:
         logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
     modules = {n: hparams["modules"][n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
     device = run_opts.device or sb.utils.distributed.infer_device()
@@ -321,7 +321,7 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
         results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
     modules["embedding_model"].load_state_dict(random_weights)
     for t in range(len(folders)):
-        if t > 0 and every_task:  # nothing depends on t
+        if t > 0 and evaluation.every_task:  # nothing depends on t
             results["floor"].append(results["floor"][0])
             continue
         path = os.path.join(hparams["save_folder"], f"floor{t}.json")

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.errors import InputError
-from utils.metrics import METRICS, read_table, write_atomically
+from utils.files import write_atomically
+from utils.metrics import METRICS, read_table
 
 PROTOCOL_NAMES = {"seen": "LEP", "subset": "SLEP", "buffer": "Buffer", "full": "Full"}
 # column: (protocol, metric)
