@@ -8,15 +8,16 @@ Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), sectio
 
 Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
 <experiment_name>+seed_<seed>, each beside the same evaluation of a random-weights encoder, the floor. Keys that matter:
-linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, and those that name the encoder's
-architecture and front end, which must be the ones it was trained with.
+linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, number_of_epochs, standardise, and
+those that name the encoder's architecture and front end, which must be the ones it was trained with (encoder, emb_dim,
+emb_norm_type, front_end, n_mels, mean_norm, sample_rate). With full, any number of encoders of any data set.
 
 Each clip passes each encoder once; embeddings stay beside the checkpoints, so the next evaluation takes seconds.
 """
 
 import copy
 
-from datasets.prepare import prepare
+from datasets.prepare import DATA_KEYS, prepare
 from utils.config import load_config, parse_arguments, user_errors
 from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
 from utils.results import save_results
@@ -60,14 +61,7 @@ if __name__ == "__main__":
         check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # Metadata to a table of clips with tasks; their samples in the store.
-        data = prepare(
-            hparams["dataset"],
-            hparams["data_folder"],
-            hparams["task_classes"],
-            hparams["sample_rate"],
-            hparams["store_folder"],
-            hparams["skip_bad_audio"],
-        )
+        data = prepare(*(hparams[key] for key in DATA_KEYS))
 
         random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
         Evaluation(LinearProbe, hparams, run_opts, data).check(encoders)
@@ -81,4 +75,4 @@ if __name__ == "__main__":
 
         # Every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(LinearProbe, hparams, run_opts, data, encoders, random_weights)
-        save_results(results, hparams, data, trained, settings)
+        save_results(results, hparams, data, trained, settings, encoders)

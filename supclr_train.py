@@ -13,7 +13,7 @@ encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epoc
 "Results" in the README has the commands, times and figures of the runs on ESC-10.
 """
 
-from datasets.prepare import prepare
+from datasets.prepare import DATA_KEYS, prepare
 from utils.brain import TaskBrain
 from utils.config import load_config, parse_arguments, user_errors
 from utils.loop import plan_tasks, train_tasks
@@ -52,23 +52,15 @@ if __name__ == "__main__":
     with user_errors():
         # 1-2. Command line and YAML to objects.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "train_duration", "ssl_loss"))
+        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "ssl_weight"))
 
         # 3. Another run's folder is refused.
         settings = run_settings(hparams_file, overrides, run_opts, hparams)
         check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = prepare(
-            hparams["dataset"],
-            hparams["data_folder"],
-            hparams["task_classes"],
-            hparams["sample_rate"],
-            hparams["store_folder"],
-            hparams["skip_bad_audio"],
-        )
-
-        plan_tasks(hparams, run_opts, data)
+        data = prepare(*(hparams[key] for key in DATA_KEYS))
+        plan = plan_tasks(hparams, run_opts, data)
 
         # 6. All input is good: the run's folder, with its settings and versions.
         open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
@@ -79,4 +71,4 @@ if __name__ == "__main__":
 
         # 7-12. One Brain a task, from the weights of the task before.
         classifier = hparams["classifier"](n_classes=len(data.classes))
-        train_tasks(SupCLR, hparams, run_opts, data, {**hparams["modules"], "classifier": classifier})
+        train_tasks(SupCLR, hparams, run_opts, data, plan, {**hparams["modules"], "classifier": classifier})

@@ -1,4 +1,4 @@
-"""What the encoder is trained on: two random crops of each clip. Legend: S samples, C classes.
+"""What an encoder is trained and tested on: random crops of clips, or whole clips. Legend: S samples, C classes.
 
 Every draw is a function of (seed, task, epoch, clip), whatever the number of workers: the sampler hands the epoch to
 the dataset together with the clip's place, and no random state lives between two items.
@@ -53,8 +53,8 @@ def random_crop(n_samples, crop_samples, rng):
     return start, start + crop_samples
 
 
-class TwoViewDataset(Dataset):
-    """Two random crops of each clip, with label probabilities.
+class ViewDataset(Dataset):
+    """Random crops of each clip, with label probabilities.
 
     Parameters
     ----------
@@ -69,13 +69,15 @@ class TwoViewDataset(Dataset):
     mixup : Mixup or NoMixup
     seed, task : int
         With the epoch and the clip they decide every draw.
+    n_views : int
+        Crops of each clip.
     """
 
-    def __init__(self, rows, store, crop_samples, n_classes, mixup, seed, task):
+    def __init__(self, rows, store, crop_samples, n_classes, mixup, seed, task, n_views=2):
         self.clips = rows["clip"].to_numpy()
         self.labels = rows["label"].to_numpy()
         self.store, self.crop_samples, self.n_classes = store, crop_samples, n_classes
-        self.mixup, self.seed, self.task = mixup, seed, task
+        self.mixup, self.seed, self.task, self.n_views = mixup, seed, task, n_views
 
     def __len__(self):
         return len(self.clips)
@@ -91,18 +93,18 @@ class TwoViewDataset(Dataset):
         Returns
         -------
         dict
-            `id` (clip number), `view1` and `view2` ([S] or shorter, float32), `label_probs` ([C]).
+            `id` (clip number), `view1`, `view2`, ... ([S] or shorter, float32), `label_probs` ([C]).
         """
         epoch, place = key
         clip = int(self.clips[place])
         rng = np.random.default_rng([self.seed, self.task, epoch, clip])
         partner, weight = self.mixup(place, len(self), rng)
         sources = [(clip, weight)] + ([(int(self.clips[partner]), 1.0 - weight)] if weight < 1.0 else [])
-        view1, view2 = (self._view(sources, rng) for _ in range(2))
+        views = {f"view{i + 1}": self._view(sources, rng) for i in range(self.n_views)}
         label_probs = torch.zeros(self.n_classes)
         label_probs[self.labels[place]] += weight
         label_probs[self.labels[partner]] += 1.0 - weight
-        return {"id": clip, "view1": view1, "view2": view2, "label_probs": label_probs}
+        return {"id": clip, **views, "label_probs": label_probs}
 
     def _view(self, sources, rng):
         """Crop every source and add them up by weight; the longest decides the length."""
@@ -116,6 +118,55 @@ class TwoViewDataset(Dataset):
         for weight, crop in crops:
             view[: len(crop)] += np.float32(weight) * crop
         return torch.from_numpy(view)
+
+
+class WholeClips(Dataset):
+    """Each clip whole, as `ViewDataset` hands out its first view, with its label.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Clips with the columns `clip` and `label`.
+    store : datasets.store.AudioStore or datasets.store.LiveAudio
+        Where the samples are.
+    """
+
+    def __init__(self, rows, store):
+        self.clips, self.labels = rows["clip"].to_numpy(), rows["label"].to_numpy()
+        self.store = store
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, place):
+        """`id` (clip number), `view1` ([S], float32), `label` (int)."""
+        clip = int(self.clips[place])
+        return {"id": clip, "view1": torch.from_numpy(self.store.read(clip)), "label": int(self.labels[place])}
+
+    def batches(self, batch_size):
+        """Places in batches of equally long clips."""
+        return [list(map(int, places)) for places in equal_length_batches(self.store.lengths[self.clips], batch_size)]
+
+
+def equal_length_batches(lengths, batch_size):
+    """Split places into batches of clips with the same number of samples, so that none has to be padded.
+
+    Parameters
+    ----------
+    lengths : numpy.ndarray
+        Samples of each clip.
+    batch_size : int
+        Most clips in a batch.
+
+    Yields
+    ------
+    numpy.ndarray
+        Places in `lengths`.
+    """
+    order = np.argsort(lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
+    for group in np.split(order, starts[1:]):
+        yield from (group[i : i + batch_size] for i in range(0, len(group), batch_size))
 
 
 class EpochSampler(Sampler):

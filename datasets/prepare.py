@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from datasets.store import AudioStore, LiveAudio, open_store
-from datasets.tasks import assign_tasks
+from datasets.tasks import assign_tasks, resolve_tasks
 
 import pandas as pd
+
+DATA_KEYS = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder", "skip_bad_audio")
 
 
 @dataclass
@@ -15,12 +17,13 @@ class Data:
     Attributes
     ----------
     rows : pandas.DataFrame
-        One row a clip: `clip` (number in the store), `wav_path`, `class_name`, `split`, `label`, `task`.
+        One row a clip and split: `clip` (number in the store), `wav_path`, `class_name`, `split`, `label`, `task`.
     classes : list of str
         Class names in label order.
     store : AudioStore or LiveAudio
         The samples.
-    n_tasks : int
+    task_classes : list of list of int
+        The labels of each task.
     source : str
         Name of the data set.
     """
@@ -28,8 +31,12 @@ class Data:
     rows: pd.DataFrame
     classes: list
     store: AudioStore | LiveAudio
-    n_tasks: int
+    task_classes: list
     source: str
+
+    @property
+    def n_tasks(self):
+        return len(self.task_classes)
 
     def split(self, name):
         """The rows of "train", "valid" or "test"."""
@@ -50,8 +57,8 @@ def prepare(dataset, data_folder, task_classes, sample_rate, store_folder, skip_
     dataset : callable
         A data set's `load`: data_folder -> (rows, classes).
     data_folder : str
-    task_classes : sequence of sequences
-        See `datasets.tasks.assign_tasks`.
+    task_classes : sequence of sequences, or callable
+        See `datasets.tasks.resolve_tasks`.
     sample_rate : int
         Hz.
     store_folder : str or None
@@ -71,10 +78,11 @@ def prepare(dataset, data_folder, task_classes, sample_rate, store_folder, skip_
     rows, classes = dataset(data_folder)
     source = rows.attrs["source"]
     rows = rows.reset_index(drop=True)
-    rows["clip"] = range(len(rows))
-    assigned = assign_tasks(rows, classes, task_classes)
+    rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file that is in two splits is one clip of the store
+    tasks = resolve_tasks(rows, classes, task_classes)
+    assigned = assign_tasks(rows, classes, tasks)
     store = open_store(
-        data_folder, list(rows["wav_path"]), sample_rate, store_folder, source.lower(), skip_bad_audio=skip_bad_audio
+        data_folder, list(paths), sample_rate, store_folder, source.lower(), skip_bad_audio=skip_bad_audio
     )
     bad = assigned["wav_path"].isin(list(store.bad))
-    return Data(assigned[~bad].reset_index(drop=True), classes, store, len(task_classes), source)
+    return Data(assigned[~bad].reset_index(drop=True), classes, store, tasks, source)

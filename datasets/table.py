@@ -1,5 +1,6 @@
 """What the readers of published metadata share: a table of clips, every cell checked."""
 
+import hashlib
 import os
 
 from datasets.errors import InputError
@@ -7,7 +8,7 @@ from datasets.errors import InputError
 import pandas as pd
 
 
-def read_metadata(data_folder, name, columns, integers=(), sep=","):
+def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True, hint=""):
     """Read a metadata file and check what every later step relies on.
 
     Parameters
@@ -22,6 +23,10 @@ def read_metadata(data_folder, name, columns, integers=(), sep=","):
         Those of `columns` that hold whole numbers.
     sep : str
         What parts the columns.
+    header : bool
+        Whether the first line names the columns; where it doesn't, `columns` are all there are.
+    hint : str
+        Said where the file is missing: where to get it.
 
     Returns
     -------
@@ -35,14 +40,9 @@ def read_metadata(data_folder, name, columns, integers=(), sep=","):
     """
     path = os.path.join(data_folder, name)
     if not os.path.isfile(path):
-        raise InputError(f"{name} is not in data_folder {data_folder}: expected {path}; found {_listing(data_folder)}.")
-    try:
-        meta = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError) as error:  # pandas' ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
-        raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
-    if not isinstance(meta.index, pd.RangeIndex):  # pandas takes the first cells for row names then
-        raise InputError(f"{path} has more cells in a row than column names.")
-    meta = meta.fillna("")  # the cells that a short row lacks
+        found = listing(data_folder)
+        raise InputError(f"{name} is not in data_folder {data_folder}: expected {path}; found {found}. {hint}".strip())
+    meta = _read_table(path, sep, None if header else list(columns))
     missing = [c for c in columns if c not in meta.columns]
     if missing:
         found = ", ".join(" ".join(str(column).split()) for column in meta.columns)
@@ -50,24 +50,57 @@ def read_metadata(data_folder, name, columns, integers=(), sep=","):
     if meta.empty:
         raise InputError(f"{path} has no rows.")
     for column in columns:
-        _refuse(path, meta, meta[column].str.strip() == "", f"no {column}")
+        refuse(path, meta, meta[column].str.strip() == "", f"no {column}", header)
     for column in integers:
-        _refuse(path, meta, ~meta[column].str.fullmatch(r"\s*\d{1,9}\s*"), f"a {column} that is no whole number")
+        no_number = ~meta[column].str.fullmatch(r"\s*\d{1,9}\s*")
+        refuse(path, meta, no_number, f"a {column} that is no whole number", header)
         meta[column] = meta[column].astype(int)
     names = meta[columns[0]]
     leaves = names.str.startswith("/") | names.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
-    _refuse(path, meta, leaves, f"a {columns[0]} that leaves the data folder")
+    refuse(path, meta, leaves, f"a {columns[0]} that leaves the data folder", header)
     return meta
 
 
-def _refuse(path, meta, bad, what):
-    """Raise for the first of the rows that `bad` marks; line 1 of the file is the header."""
+def _read_table(path, sep, names):
+    """All cells as text; `names` are the columns of a file without a header."""
+    kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
+    try:
+        meta = pd.read_csv(path, sep=sep, header=None if names else 0, names=names, **kinds)
+    except (ValueError, OSError) as error:  # pandas' ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
+        raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
+    if not isinstance(meta.index, pd.RangeIndex):  # pandas takes the first cells for row names then
+        raise InputError(f"{path} has more cells in a row than column names.")
+    return meta.fillna("")  # the cells that a short row lacks
+
+
+def refuse(path, meta, bad, what, header=True):
+    """Raise for the first of the rows of a file that `bad` marks.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    meta : pandas.DataFrame
+        All its rows, as `read_metadata` returns them.
+    bad : pandas.Series of bool
+        Which rows are wrong.
+    what : str
+        What is wrong with them.
+    header : bool
+        Whether the file's first line is no row.
+
+    Raises
+    ------
+    InputError
+        Any row is wrong.
+    """
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        raise InputError(f"{path}, line {row + 2}: {what} ({int(bad.sum())} such rows): {list(meta.iloc[row])}")
+        line = row + 1 + header
+        raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {list(meta.iloc[row])}")
 
 
-def _listing(folder):
+def listing(folder):
     """Say in a few words what a folder holds."""
     try:
         names = sorted(os.listdir(folder))
@@ -130,3 +163,39 @@ def fold_split(folds, splits, source):
     if split.isna().any():
         raise InputError(f"{source} has no fold {folds[split.isna()].iloc[0]}: is the metadata the published one?")
     return split
+
+
+def seeded_order(ids, seed):
+    """Shuffle ids by seed: a function of the seed and the ids alone, not of the order they come in.
+
+    Each id is hashed with the seed, and the hashes are sorted. So an id more or less leaves the others in their order,
+    and no library's random stream is relied on, which the next version may change.
+
+    Parameters
+    ----------
+    ids : iterable
+        What has a text of its own; one that comes twice counts once.
+    seed : int
+
+    Returns
+    -------
+    list
+    """
+    return sorted(set(ids), key=lambda i: hashlib.blake2b(os.fsencode(f"{seed} {i}"), digest_size=8).digest())
+
+
+def hold_out(ids, share, seed):
+    """Draw a share of ids for validation, rounded, at least one, by `seeded_order`.
+
+    Parameters
+    ----------
+    ids : iterable
+    share : float
+    seed : int
+
+    Returns
+    -------
+    set
+    """
+    order = seeded_order(ids, seed)
+    return set(order[: max(1, round(share * len(order)))])

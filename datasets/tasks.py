@@ -3,6 +3,65 @@
 from collections.abc import Sequence
 
 from datasets.errors import InputError
+from datasets.table import seeded_order
+
+import numpy as np
+
+
+def shuffled(labels, n_tasks, seed):
+    """Part classes into tasks by seed: for YAMLs, ``task_classes: !name:datasets.tasks.shuffled``.
+
+    Parameters
+    ----------
+    labels : sequence of int
+        The classes.
+    n_tasks : int
+    seed : int
+        Decides the order of the classes.
+
+    Returns
+    -------
+    list of list of int
+        The labels of each task, in order; the tasks' sizes differ by one at most.
+
+    Raises
+    ------
+    InputError
+        More tasks than classes, or no whole number of them.
+    """
+    if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or not 1 <= n_tasks <= len(labels):
+        raise InputError(f"n_tasks is {n_tasks!r}: give a whole number from 1 to {len(labels)}, the number of classes.")
+    return [sorted(part.tolist()) for part in np.array_split(seeded_order(labels, seed), n_tasks)]
+
+
+def resolve_tasks(rows, classes, task_classes):
+    """Turn `task_classes`, however a YAML gives it, into labels.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        As a data set's `load` returns them.
+    classes : list of str
+        All class names in label order.
+    task_classes : sequence of sequences of int or str, or callable
+        The classes of each task, by label or by name; or a function that returns them, given the sorted labels of the
+        classes that have clips, such as `shuffled`.
+
+    Returns
+    -------
+    list of list of int
+        The labels of each task.
+
+    Raises
+    ------
+    InputError
+        An unknown class, one named twice, or an empty task.
+    """
+    if callable(task_classes):
+        there = set(rows["class_name"].unique())
+        task_classes = task_classes([label for label, name in enumerate(classes) if name in there])
+    task_of = _task_of_label(classes, task_classes)
+    return [[label for label, place in task_of.items() if place == task] for task in range(len(task_classes))]
 
 
 def assign_tasks(rows, classes, task_classes):
@@ -14,8 +73,8 @@ def assign_tasks(rows, classes, task_classes):
         As a data set's `load` returns them.
     classes : list of str
         All class names in label order.
-    task_classes : sequence of sequences of int or str
-        The classes of each task, by label or by name.
+    task_classes : sequence of sequences of int or str, or callable
+        See `resolve_tasks`.
 
     Returns
     -------
@@ -25,9 +84,10 @@ def assign_tasks(rows, classes, task_classes):
     Raises
     ------
     InputError
-        An unknown class, one named twice, or an empty task.
+        As `resolve_tasks`.
     """
-    task_of = _task_of_label(classes, task_classes)
+    tasks = resolve_tasks(rows, classes, task_classes)
+    task_of = {label: task for task, labels in enumerate(tasks) for label in labels}
     labels = rows["class_name"].map({name: i for i, name in enumerate(classes)})
     rows = rows.assign(label=labels, task=labels.map(task_of))
     return rows[rows["task"].notna()].astype({"label": int, "task": int}).reset_index(drop=True)

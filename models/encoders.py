@@ -4,7 +4,10 @@ A new encoder is one line in `ENCODERS`: a function of (n_mels, emb_dim, norm_ty
 features [B, T, F] and relative lengths [B] to embeddings [B, 1, D].
 """
 
+import os
+
 from models.pann import CNN14_CHANNELS, PANN
+from models.pretrained import load_pretrained
 
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
@@ -40,8 +43,8 @@ ENCODERS = {
 }
 
 
-def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn"):
-    """Build an encoder with fresh weights.
+def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn", weights=None):
+    """Build an encoder with fresh weights, or with those of a file.
 
     Parameters
     ----------
@@ -53,6 +56,8 @@ def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn"):
         D, features of the embedding.
     norm_type : str
         Norm of the PANN blocks: "bn", "in" or "ln".
+    weights : str, optional
+        A file of weights to start from, see `models.pretrained`.
 
     Returns
     -------
@@ -62,8 +67,11 @@ def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn"):
     Raises
     ------
     ValueError
-        Unknown name or norm; the text lists the known ones.
+        Unknown name or norm; the text lists the known ones. (As InputError: a file that can't be used.)
     """
     if name not in ENCODERS:
         raise ValueError(f"Unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
-    return ENCODERS[name](n_mels, emb_dim, norm_type)
+    encoder = ENCODERS[name](n_mels, emb_dim, norm_type)
+    if weights:
+        load_pretrained(os.path.expanduser(weights), encoder)
+    return encoder

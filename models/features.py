@@ -1,18 +1,185 @@
-"""From waveform to the encoder's input: augmentation of log-mel features. Legend: B clips, T frames, F mel bands.
+"""From waveform to the encoder's input: front ends by name, and augmentation of log-mel features.
 
-The log-mel features are SpeechBrain's `Fbank` and the mean normalisation its `InputNormalization`; the YAML names
-both. What stands here joins SpeechBrain's augmentations in the paper's order.
+Legend: B clips, S samples, T frames, F mel bands. A front end is SpeechBrain's `Fbank` with the YAML's settings, or
+torchlibrosa's log-mel with those of the published PANNs; a new one is one line in `FRONT_ENDS`. The mean normalisation
+is SpeechBrain's `InputNormalization`. `SpecAugment` joins SpeechBrain's augmentations in the paper's order.
 """
 
+import contextlib
+
+import torch
+import torch.nn.functional as F
 from speechbrain.augment.freq_domain import RandomShift, SpectrogramDrop, Warping
+from speechbrain.processing.features import InputNormalization
 from torch import nn
+from torchlibrosa.stft import LogmelFilterBank, Spectrogram
+
+
+class PANNFeatures(nn.Module):
+    """Log-mel features as the published PANNs take them (arXiv 1912.10211, section III), in dB of power 1.
+
+    Hann window, frames centred on their time with reflected ends, Slaney's mel scale, floor at -100 dB. Nothing in it
+    is trained. It computes in full single precision, under autocast and on GPUs with TF32 too: with fewer digits, a
+    loud tone hides the quiet bands beside it. The parts have the names they have in the published files.
+
+    Parameters
+    ----------
+    sample_rate : int
+        Hz.
+    window, hop : int
+        Samples.
+    n_mels : int
+        F, mel bands.
+    f_min, f_max : float
+        Hz, lower edge of the first band and upper edge of the last.
+    """
+
+    def __init__(self, sample_rate, window, hop, n_mels, f_min, f_max):
+        super().__init__()
+        self.sample_rate, self.window, self.hop = sample_rate, window, hop
+        self.n_mels, self.f_min, self.f_max = n_mels, f_min, f_max
+        self.spectrogram_extractor = Spectrogram(
+            n_fft=window,
+            hop_length=hop,
+            win_length=window,
+            window="hann",
+            center=True,
+            pad_mode="reflect",
+            freeze_parameters=True,
+        )
+        self.logmel_extractor = LogmelFilterBank(
+            sr=sample_rate,
+            n_fft=window,
+            n_mels=n_mels,
+            fmin=f_min,
+            fmax=f_max,
+            ref=1.0,
+            amin=1e-10,
+            top_db=None,
+            freeze_parameters=True,
+        )
+
+    def forward(self, wav):
+        """Compute log-mel features.
+
+        Parameters
+        ----------
+        wav : torch.Tensor
+            [B, S]; a clip too short for its ends to be reflected gets silence behind it.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, T, F] in dB, float32; T = 1 + S // hop.
+        """
+        shortest = self.window // 2 + 1  # half a window is reflected about the first and the last sample
+        with torch.autocast(wav.device.type, enabled=False), _exact_convolution():
+            wav = F.pad(wav.float(), (0, max(0, shortest - wav.shape[1])))
+            power = self.spectrogram_extractor(wav)  # [B, 1, T, window / 2 + 1]
+            return self.logmel_extractor(power).squeeze(1)  # [B, T, F]
+
+
+@contextlib.contextmanager
+def _exact_convolution():
+    """Keep a GPU from rounding to TF32, which changes bands that are 80 dB below another by several dB."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+PANN_FRONT_ENDS = {  # of the two published Cnn14: samples and Hz
+    "pann_16k": {"sample_rate": 16000, "window": 512, "hop": 160, "n_mels": 64, "f_min": 50, "f_max": 8000},
+    "pann_32k": {"sample_rate": 32000, "window": 1024, "hop": 320, "n_mels": 64, "f_min": 50, "f_max": 14000},
+}
+
+
+def _fbank(fbank, sample_rate, n_mels):
+    """SpeechBrain's, as the YAML describes it."""
+    del sample_rate, n_mels
+    return fbank()
+
+
+def _pann(name):
+    """A builder of a published front end, which can't be had at another rate or size."""
+
+    def build(fbank, sample_rate, n_mels):
+        del fbank
+        own = PANN_FRONT_ENDS[name]
+        if sample_rate != own["sample_rate"]:
+            rate = own["sample_rate"]
+            raise ValueError(f"front_end {name} works at {rate} Hz: set sample_rate to {rate}")
+        if n_mels != own["n_mels"]:
+            raise ValueError(f"front_end {name} has {own['n_mels']} mel bands: set n_mels to {own['n_mels']}")
+        return PANNFeatures(**own)
+
+    return build
+
+
+FRONT_ENDS = {"fbank": _fbank, **{name: _pann(name) for name in PANN_FRONT_ENDS}}
+
+
+def make_front_end(name, fbank, sample_rate, n_mels):
+    """Build what turns waveforms into log-mel features.
+
+    Parameters
+    ----------
+    name : str
+        A key of `FRONT_ENDS`: "fbank"; "pann_16k" or "pann_32k" for weights of an AudioSet-pretrained PANN.
+    fbank : callable
+        Builds the front end "fbank"; not called for another.
+    sample_rate : int
+        Hz of the waveforms.
+    n_mels : int
+        F, mel bands that the encoder takes.
+
+    Returns
+    -------
+    torch.nn.Module
+        [B, S] -> [B, T, F] in dB.
+
+    Raises
+    ------
+    ValueError
+        Unknown name (the text lists the known ones), or a rate or number of bands that the front end doesn't have.
+    """
+    if name not in FRONT_ENDS:
+        raise ValueError(f"Unknown front_end {name!r}: choose one of {', '.join(FRONT_ENDS)}.")
+    return FRONT_ENDS[name](fbank, sample_rate, n_mels)
+
+
+class NoNormalisation(nn.Module):
+    """The identity in the mean normalisation's place."""
+
+    def forward(self, features, lengths):
+        """Return features [B, T, F] as they are."""
+        del lengths
+        return features
+
+
+def make_mean_norm(mean_norm):
+    """SpeechBrain's mean normalisation of each clip and mel band, or none.
+
+    Parameters
+    ----------
+    mean_norm : bool
+        False for AudioSet-pretrained PANNs: their first layer normalises.
+
+    Returns
+    -------
+    torch.nn.Module
+        ([B, T, F], [B]) -> [B, T, F].
+    """
+    return InputNormalization(norm_type="sentence", std_norm=False) if mean_norm else NoNormalisation()
 
 
 class SpecAugment(nn.Module):
     """Time warp, frequency masks and time masks (SpecAugment, arXiv 1904.08779), optionally a roll and a shift.
 
-    Masks are filled with zero, and come before the mean normalisation, so a masked cell is 0 dB. All draws come from
-    torch's generator: seed that, and the views are the same again.
+    Masks come before the mean normalisation, so one that is filled with zeros is 0 dB, far above a quiet clip. All
+    draws come from torch's generator: seed that, and the views are the same again.
 
     Parameters
     ----------
@@ -26,6 +193,8 @@ class SpecAugment(nn.Module):
         Longest time mask in frames; each length is drawn from 0 to this.
     n_time_masks : int
         Time masks per clip.
+    mask_fill : str
+        What masks are filled with: "zeros" (0 dB), or "mean" (of all the batch).
     time_roll : int
         Longest circular roll in time, frames; 0 switches it off.
     freq_shift : int
@@ -33,9 +202,19 @@ class SpecAugment(nn.Module):
     """
 
     def __init__(
-        self, time_warp=8, freq_mask=10, n_freq_masks=2, time_mask=10, n_time_masks=2, time_roll=0, freq_shift=0
+        self,
+        time_warp=8,
+        freq_mask=10,
+        n_freq_masks=2,
+        time_mask=10,
+        n_time_masks=2,
+        mask_fill="zeros",
+        time_roll=0,
+        freq_shift=0,
     ):
         super().__init__()
+        if mask_fill not in ("zeros", "mean"):
+            raise ValueError(f"mask_fill is {mask_fill!r}: choose zeros or mean.")
         steps = []
         if time_roll:
             steps.append(_Shift(0, time_roll, dim=1))
@@ -45,7 +224,7 @@ class SpecAugment(nn.Module):
             steps.append(Warping(time_warp))
         for dim, width, count in ((2, freq_mask, n_freq_masks), (1, time_mask, n_time_masks)):
             if width and count:  # SpeechBrain draws below drop_length_high: + 1 includes the width itself
-                steps.append(SpectrogramDrop(0, width + 1, count, count, replace="zeros", dim=dim))
+                steps.append(SpectrogramDrop(0, width + 1, count, count, replace=mask_fill, dim=dim))
         self.steps = nn.Sequential(*steps)
 
     def forward(self, features):

@@ -37,6 +37,15 @@ class NTXentLoss(nn.Module):
         return F.cross_entropy(similarity, positive)
 
 
+class NegativeCosine(nn.Module):
+    """Negative cosine similarity of a prediction and a target without gradient (SimSiam, arXiv 2011.10566, equation 1
+    with the stop-gradient of equation 3)."""
+
+    def forward(self, prediction, target):
+        """Mean over the batch, a scalar from -1 to 1: [B, D] against [B, D], the target detached here."""
+        return -F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
+
+
 class SoftCrossEntropy(nn.Module):
     """Cross entropy with label probabilities, as mixup makes them (arXiv 1710.09412, section 2)."""
 

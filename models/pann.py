@@ -51,7 +51,7 @@ class PANN(nn.Module):
         Parameters
         ----------
         features : torch.Tensor
-            [B, T, F], T at least 2 ** (blocks - 1) frames; shorter input is padded with its own mean, zero.
+            [B, T, F]; fewer than 2 ** (blocks - 1) frames are padded, after the norm, with zeros.
         lengths : torch.Tensor, optional
             [B] relative lengths; convolution has no use for them, the argument is there so that encoders are alike.
 
@@ -61,11 +61,9 @@ class PANN(nn.Module):
             [B, 1, D].
         """
         del lengths
-        shortest = 2 ** (self.n_blocks - 1)
-        if features.shape[1] < shortest:
-            features = F.pad(features, (0, 0, 0, shortest - features.shape[1]))
         x = features.unsqueeze(1)  # [B, 1, T, F]
         x = self.norm0(x.transpose(1, 3)).transpose(1, 3)  # one norm per mel band
+        x = F.pad(x, (0, 0, 0, max(0, 2 ** (self.n_blocks - 1) - x.shape[2])))
         for i in range(1, self.n_blocks + 1):
             pool = (2, 2) if i < self.n_blocks else (1, 1)
             x = getattr(self, f"conv_block{i}")(x, pool_size=pool, pool_type="avg")  # [B, C_i, T/2^i, F/2^i]

@@ -72,10 +72,10 @@ class Lab:
         assert not [debris for debris in BAR_DEBRIS if debris in said], said
         return said.decode()
 
-    def train(self, base, *args, yaml="us8k", data=None):
-        """Run supclr_train.py with a tiny encoder; the run folder and what it said."""
-        arguments = (f"hparams/{yaml}/supclr_train.yaml", *self.tiny, *self.quick, f"--output_base={base}")
-        said = self.run("supclr_train.py", *arguments, f"--data_folder={data or self.sounds}", *args)
+    def train(self, base, *args, kind="supclr", yaml="us8k", data=None):
+        """Run a trainer with a tiny encoder; the run folder and what it said."""
+        arguments = (f"hparams/{yaml}/{kind}_train.yaml", *self.tiny, *self.quick, f"--output_base={base}")
+        said = self.run(f"{kind}_train.py", *arguments, f"--data_folder={data or self.sounds}", *args)
         (folder,) = Path(base).iterdir()
         return folder, said
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets.errors import InputError
 from utils import figures
 from utils.metrics import METRICS, write_table
-from utils.report import aggregate, load_run, load_runs, main, summarise, to_csv, to_markdown
+from utils.report import aggregate, differences, load_run, load_runs, main, summarise, to_csv, to_markdown, write_report
 
 import numpy as np
 import pandas as pd
@@ -20,22 +20,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NAN = float("nan")
+CONTENT = {
+    "protocol": "seen",
+    "method": "supclr ssl 1 sup 0",
+    "encoder": "cnn14",
+    "dataset": "demo",
+    "seed": 1,
+    "metrics": dict.fromkeys(METRICS, NAN) | {"acc": 0.8, "forgetting": 0.02, "bwt": -0.015},
+    "floor": dict.fromkeys(METRICS, NAN) | {"acc": 0.6, "forgetting": 0.0},
+    "seconds": 1.5,
+}
 
 
 def make_run(folder, protocol, seed=1, acc=0.8, floor=0.6, **changes):
-    """A finished evaluation, as linclf_train.py leaves it; forgetting and BWT only where they are known."""
-    metrics = dict.fromkeys(METRICS, NAN) | {"acc": acc}
-    metrics |= {"forgetting": 0.02, "bwt": -0.015}
-    content = {
-        "protocol": protocol,
-        "method": "supclr ssl 1 sup 0",
-        "encoder": "cnn14",
-        "dataset": "demo",
-        "seed": seed,
-        "metrics": metrics,
-        "floor": dict.fromkeys(METRICS, NAN) | {"acc": floor, "forgetting": 0.0},
-        "seconds": 1.5,
-    } | changes
+    """A finished evaluation, as linclf_train.py left it when it did not know what its encoder's training had cost."""
+    values = {"metrics": CONTENT["metrics"] | {"acc": acc}, "floor": CONTENT["floor"] | {"acc": floor}}
+    content = CONTENT | {"protocol": protocol, "seed": seed} | values | changes
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(content))
     write_table(folder / "accuracy_table.csv", [[0.9, NAN], [0.7, 0.9]])
@@ -48,9 +48,19 @@ def only_row(folders):
     return cells
 
 
+def markdown(folders):
+    return to_markdown(aggregate(load_runs(folders)))
+
+
 def markdown_rows(text):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def column_of(folders, name):
+    """What stands below a column's title, ruler left out."""
+    header, _, *rows = markdown_rows(markdown(folders))
+    return [row[header.index(name)] for row in rows]
 
 
 # Grouping
@@ -65,53 +75,73 @@ def test_mean_and_spread_over_seeds(tmp_path):
     assert cell["mean"] == pytest.approx(2.48 / 3)
     assert cell["std"] == pytest.approx(statistics.stdev(accuracies.values()))
     assert cell["floor"] == pytest.approx(0.62)
-    header, _, row, floor = markdown_rows(to_markdown(aggregate(load_runs(folders))))
-    assert row[header.index("LEP")] == "82.7 ± 2.5 (3 seeds)"
-    assert floor[header.index("Method")] == "floor" and floor[header.index("LEP")] == "62.0"
+    assert column_of(folders, "Method")[1] == "floor"
+    assert column_of(folders, "Seeds") == ["3", ""]
+    assert column_of(folders, "LEP") == ["82.7 ± 2.5", "62.0"]
 
 
 def test_each_protocol_has_its_column_and_forgetting_is_of_full_only(tmp_path):
     accuracies = {"seen": 0.81, "subset": 0.72, "buffer": 0.63, "full": 0.94}
     folders = [make_run(tmp_path / protocol, protocol, acc=acc) for protocol, acc in accuracies.items()]
-    header, _, row, floor = markdown_rows(to_markdown(aggregate(load_runs(folders))))
-    assert header[:3] == ["Dataset", "Encoder", "Method"] and row[:3] == ["demo", "cnn14", "supclr ssl 1 sup 0"]
-    assert dict(zip(header[3:], row[3:], strict=True)) == {
-        "LEP": "81.0 (1 seed)",
-        "SLEP": "72.0 (1 seed)",
-        "Buffer": "63.0 (1 seed)",
-        "Full": "94.0 (1 seed)",
-        "Forgetting (full)": "+2.0 (1 seed)",
-        "BWT (full)": "-1.5 (1 seed)",
+    header, _, row, floor = markdown_rows(markdown(folders))
+    assert dict(zip(header, row, strict=True)) == {
+        "Dataset": "demo",
+        "Encoder": "cnn14",
+        "Method": "supclr ssl 1 sup 0",
+        "Seeds": "1",
+        "LEP": "81.0",
+        "SLEP": "72.0",
+        "Buffer": "63.0",
+        "Full": "94.0",
+        "Forgetting (full)": "+2.0",
+        "BWT (full)": "-1.5",
     }
     assert floor[-2:] == ["0.0", "–"]
     cells = only_row(folders[:3])
     assert cells["Forgetting (full)"]["values"] == [] and cells["Full"]["values"] == []
+    header = markdown_rows(markdown(folders[:2]))[0]
+    assert header == ["Dataset", "Encoder", "Method", "Seeds", "LEP", "SLEP"]  # nothing without a value
 
 
 def test_groups_are_dataset_encoder_and_method(tmp_path):
     variants = [{}, {"dataset": "us8k"}, {"encoder": "ecapa"}, {"method": "simsiam | replay 10"}]
     folders = [make_run(tmp_path / str(k), "seen", **changes) for k, changes in enumerate(variants)]
     groups = aggregate(load_runs(folders))
-    assert list(groups) == [
+    assert [group[:3] for group in groups] == [  # those of one dataset and encoder together
         ("demo", "cnn14", "supclr ssl 1 sup 0"),
+        ("demo", "cnn14", "simsiam | replay 10"),
         ("us8k", "cnn14", "supclr ssl 1 sup 0"),
         ("demo", "ecapa", "supclr ssl 1 sup 0"),
-        ("demo", "cnn14", "simsiam | replay 10"),
     ]
     assert "simsiam \\| replay 10" in to_markdown(groups)
+
+
+def test_the_table_is_aligned(tmp_path):
+    folders = [make_run(tmp_path / method, "full", acc=acc, method=method) for method, acc in (("a", 0.05), ("bcd", 1))]
+    lines = markdown(folders).splitlines()[:6]
+    assert len({len(line) for line in lines}) == 1
+    assert len({tuple(k for k, sign in enumerate(line) if sign == "|") for line in lines}) == 1
+    assert [line.split("|")[3] for line in lines] == [
+        " Method ",
+        " ------ ",
+        " a      ",
+        " floor  ",
+        " bcd    ",
+        " floor  ",
+    ]
+    assert [line.split("|")[5] for line in lines] == ["  Full ", " ----: ", "   5.0 ", "  60.0 ", " 100.0 ", "  60.0 "]
 
 
 def test_missing_seeds_are_counted_and_named(tmp_path):
     folders = [make_run(tmp_path / f"lep{seed}", "seen", seed) for seed in (1, 2, 3)]
     folders += [make_run(tmp_path / f"slep{seed}", "subset", seed) for seed in (1, 3)]
-    text = to_markdown(aggregate(load_runs(folders)))
-    header, _, row, _ = markdown_rows(text)
-    assert row[header.index("LEP")].endswith("(3 seeds)") and row[header.index("SLEP")].endswith("(2 seeds)")
-    assert row[header.index("Buffer")] == "–"
-    assert [line for line in text.splitlines() if "lacks" in line] == [
+    assert column_of(folders, "Seeds") == ["3", ""]
+    assert column_of(folders, "LEP") == ["80.0 ± 0.0", "60.0"]
+    assert column_of(folders, "SLEP") == ["80.0 ± 0.0 (2)", "60.0"]
+    assert [line for line in markdown(folders).splitlines() if "lacks" in line] == [
         "- demo, cnn14, supclr ssl 1 sup 0: SLEP lacks seed 2"
     ]
-    assert "missing" not in to_markdown(aggregate(load_runs(folders[:3])))
+    assert "missing" not in markdown(folders[:3])
 
 
 def test_a_nan_or_null_metric_is_no_value(tmp_path):
@@ -135,10 +165,13 @@ def test_a_folder_given_twice_counts_once_but_a_seed_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no metrics file"),
-        ("[1]", "no metrics file"),
+        ("{", "is damaged"),
+        ("[1]", "is damaged"),
         ("{}", "no key 'protocol'"),
         ('{"protocol": "seen", "method": "m"}', "no key 'encoder'"),
+        (json.dumps(CONTENT | {"seed": "x"}), "was not written by linclf_train.py"),
+        (json.dumps(CONTENT | {"metrics": 0.5}), "was not written by linclf_train.py"),
+        (json.dumps(CONTENT | {"train_seconds": "long"}), "was not written by linclf_train.py"),
     ],
 )
 def test_a_broken_metrics_file_is_named(tmp_path, text, message):
@@ -153,12 +186,140 @@ def test_an_unknown_protocol_lists_the_known(tmp_path):
         load_run(make_run(tmp_path / "a", "lep"))
 
 
+def test_a_test_of_sup_train_is_refused(tmp_path):
+    """It is no evaluation of a frozen encoder, and stands in no column."""
+    folder = make_run(tmp_path / "a", "sup")
+    with pytest.raises(InputError, match=r"sup_train\.py's own test: give linclf_train\.py's run folders"):
+        load_runs([folder])
+    assert "Test of the classifier trained with the encoder: accuracy" in summarise([folder])
+
+
 def test_csv_has_all_digits(tmp_path):
-    folders = [make_run(tmp_path / str(s), "subset", s, acc=acc) for s, acc in ((1, 1 / 3), (2, 2 / 3))]
-    (line,) = csv.DictReader(to_csv(aggregate(load_runs(folders))).splitlines())
-    assert (line["column"], line["n"], line["seeds"]) == ("SLEP", "2", "1 2")
-    assert [float(value) for value in line["values"].split()] == [1 / 3, 2 / 3]
-    assert float(line["std"]) == statistics.stdev([1 / 3, 2 / 3])
+    folders = [make_run(tmp_path / str(s), "subset", s, acc=acc, **COST) for s, acc in ((1, 1 / 3), (2, 2 / 3))]
+    lines = list(csv.DictReader(to_csv(aggregate(load_runs(folders))).splitlines()))
+    assert [line["column"] for line in lines] == ["SLEP", "train_seconds", "peak_memory_bytes"]
+    for line in lines:
+        assert (line["n_seeds"], line["seeds"], line["offline"]) == ("2", "1 2", "0")
+        assert (line["dataset"], line["encoder"], line["method"]) == ("demo", "cnn14", "supclr ssl 1 sup 0")
+    slep, seconds, memory = lines
+    assert [float(value) for value in slep["values"].split()] == [1 / 3, 2 / 3]
+    assert float(slep["std"]) == statistics.stdev([1 / 3, 2 / 3]) and float(slep["floor"]) == 0.6
+    assert (float(seconds["mean"]), float(seconds["std"]), seconds["floor"]) == (90.0, 0.0, "")
+    assert float(memory["mean"]) == 1.5e9
+
+
+# What a training cost
+
+COST = {"train_seconds": 90.0, "peak_memory_bytes": 1_500_000_000}
+
+
+def test_the_cost_of_an_encoder_counts_once_however_often_it_was_judged(tmp_path):
+    """Seed 1 judged three times, once before costs were recorded; seeds 2 and 3 once. Mean of 60, 90 and 150."""
+    folders = [make_run(tmp_path / f"1{name}", name, 1, train_seconds=60) for name in ("seen", "full")]
+    folders.append(make_run(tmp_path / "old", "subset", 1))
+    folders += [make_run(tmp_path / str(s), "seen", s, train_seconds=t) for s, t in ((2, 90), (3, 150))]
+    cell = only_row(folders)["train_seconds"]
+    assert cell["values"] == [60, 90, 150] and cell["seeds"] == [1, 2, 3]
+    assert (cell["mean"], cell["std"]) == (100, pytest.approx(statistics.stdev([60, 90, 150])))
+    assert column_of(folders, "Training, min") == ["1.7 ± 0.8", ""]
+    assert "Peak memory" not in markdown(folders)  # nobody knows it
+
+
+@pytest.mark.parametrize(
+    ("seconds", "title", "texts"),
+    [
+        ((0.25, 5000), "Training, s", ["0.2", "5000.0"]),
+        ((59.9, 7200), "Training, s", ["59.9", "7200.0"]),
+        ((60, 7200), "Training, min", ["1.0", "120.0"]),
+        ((5400, 36000), "Training, h", ["1.5", "10.0"]),
+    ],
+)
+def test_one_unit_for_all_and_none_below_one(tmp_path, seconds, title, texts):
+    folders = [make_run(tmp_path / str(s), "seen", method=str(s), train_seconds=s) for s in seconds]
+    assert column_of(folders, title)[::2] == texts
+
+
+def test_memory_has_its_units_too(tmp_path):
+    folders = [
+        make_run(tmp_path / str(b), "seen", method=str(b), peak_memory_bytes=b) for b in (1_234_000_000, 2 * 10**9)
+    ]
+    assert column_of(folders, "Peak memory, GB")[::2] == ["1.23", "2.00"]
+    folders.append(make_run(tmp_path / "small", "seen", method="small", peak_memory_bytes=420_600_000))
+    assert column_of(folders, "Peak memory, MB")[::2] == ["1234", "2000", "421"]
+
+
+# Offline training, the ceiling
+
+
+def test_offline_methods_are_marked_and_stand_last_of_their_encoder(tmp_path):
+    kinds = [("cnn14", "a", 1), ("cnn14", "b", 5), ("ecapa", "a", 5), ("cnn14", "c", None)]
+    folders = [
+        make_run(tmp_path / f"{encoder}{method}", "seen", encoder=encoder, method=method, encoder_tasks=tasks)
+        for encoder, method, tasks in kinds
+    ]
+    assert column_of(folders, "Method")[::2] == ["b", "c", "a (offline)", "a"]
+    assert column_of(folders, "Encoder")[::2] == ["cnn14", "cnn14", "cnn14", "ecapa"]
+    groups = aggregate(load_runs(folders))
+    lines = list(csv.DictReader(to_csv(groups).splitlines()))
+    assert [(line["method"], line["offline"]) for line in lines] == [("b", "0"), ("c", "0"), ("a", "1"), ("a", "0")]
+    assert "all classes at once" in to_markdown(groups)
+
+
+@pytest.mark.parametrize("other", [{"dataset": "us8k", "encoder_tasks": 5}, {"method": "other", "encoder_tasks": 1}])
+def test_where_nothing_learns_task_by_task_there_is_no_ceiling(tmp_path, other):
+    folders = [make_run(tmp_path / "a", "seen", encoder_tasks=1), make_run(tmp_path / "b", "seen", **other)]
+    assert "offline" not in markdown(folders)
+
+
+def test_a_method_and_its_offline_training_are_two_rows(tmp_path):
+    """Under one name, of one seed: no mean is taken over the two."""
+    folders = [make_run(tmp_path / str(n), "full", acc=n / 10, encoder_tasks=n, method="sup") for n in (5, 1)]
+    assert column_of(folders, "Method")[::2] == ["sup", "sup (offline)"]
+    assert column_of(folders, "Full")[::2] == ["50.0", "10.0"]
+    with pytest.raises(InputError, match="both full, sup"):
+        load_runs([*folders, make_run(tmp_path / "again", "full", encoder_tasks=1, method="sup")])
+
+
+# What else differs
+
+
+def describe(folder, versions, settings):
+    for name, content in (("versions", versions), ("settings", settings)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_what_else_differs_is_said_in_a_line_each(tmp_path):
+    same = {"torch": "2.13.0", "machine": "Linux"}
+    runs = [("a", "c1", "fp32", "GPU", 30), ("b", "c2", "fp32", "GPU", 30), ("c", "c2", "bf16", "cpu", 60)]
+    folders = [
+        describe(
+            make_run(tmp_path / name, "seen", method=name, train_device=device),
+            same | {"commit": commit, "command": [name]},
+            {"precision": precision, "number_of_epochs": str(epochs), "experiment_name": name, "seed": "1"},
+        )
+        for name, commit, precision, device, epochs in runs
+    ]
+    assert differences(load_runs(folders)) == [
+        "commit: c1 in a; c2 in 2 runs such as b",
+        "precision: fp32 in 2 runs such as a; bf16 in c",
+        "train_device: GPU in 2 runs such as a; cpu in c",
+        "number_of_epochs (demo seen): 30 in 2 runs such as a; 60 in c",
+    ]
+    assert differences(load_runs(folders[:1])) == []
+
+
+def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(tmp_path):
+    seen = describe(make_run(tmp_path / "a", "seen"), {"torch": "2.13.0"}, {"replay_num_keep": "all"})
+    subset = describe(make_run(tmp_path / "b", "subset"), {"torch": "2.13.0"}, {"replay_num_keep": "16"})
+    assert differences(load_runs([seen, subset, make_run(tmp_path / "old", "full")])) == []
+
+
+@pytest.mark.parametrize("name", ["versions", "settings"])
+def test_a_damaged_file_beside_the_metrics_is_named(tmp_path, name):
+    (make_run(tmp_path / "a", "seen") / f"{name}.json").write_text("{")
+    with pytest.raises(InputError, match=rf"{name}\.json is damaged"):
+        load_run(tmp_path / "a")
 
 
 # Summary
@@ -192,13 +353,13 @@ def run_cli(*arguments, folder=ROOT):
 
 
 def test_cli_prints_and_writes_the_report(tmp_path):
-    folders = [make_run(tmp_path / str(seed), "seen", seed) for seed in (1, 2)]
+    folders = [describe(make_run(tmp_path / str(n), "seen", n), {"torch": f"2.{n}"}, {}) for n in (1, 2)]
     done = run_cli(*folders, "--output", tmp_path / "report")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "report" / "report.md").read_text()
-    assert "80.0 ± 0.0 (2 seeds)" in done.stdout
+    assert "80.0 ± 0.0" in done.stdout and "- torch: 2.1 in 1; 2.2 in 2" in done.stdout
     assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.csv", "report.png"}
-    assert_picture(tmp_path / "report" / "report.png")
+    assert_picture(tmp_path / "report" / "report.png", least=300)
 
 
 def test_cli_refuses_a_folder_that_is_no_run_in_one_line(tmp_path):
@@ -295,12 +456,74 @@ def test_training_curve_takes_a_file_or_a_table(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def colour_of(name):
+    """An RGB triple of 0 to 1."""
+    style = getattr(figures, name)
+    return np.array([int(style["color"][k : k + 2], 16) for k in (1, 3, 5)]) / 255
+
+
+def columns_with(path, colour, share):
+    """The pixel columns that have the colour in at least that share of the picture's height."""
+    return np.flatnonzero((abs(pixels(path) - colour).max(axis=2) < 0.02).mean(axis=0) >= share)
+
+
 def test_report_figure_grows_with_its_panels(tmp_path):
-    panel = {"a": {"LEP": ([0.8, 0.9], 0.5), "Full": ([0.7], NAN)}, "b": {"LEP": ([NAN], 0.4)}}
+    panel = {
+        "a": {"LEP, %": ([80, 90], 50), "Full, %": ([70], NAN)},
+        "b": {"LEP, %": ([], 40), "Training, s": ([3], NAN)},
+    }
     one = figures.plot_report({"demo": panel}, tmp_path / "1.png")
     three = figures.plot_report({"demo": panel, "us8k": panel, "esc10": panel}, tmp_path / "3.png")
-    assert_picture(one)
-    assert png_size(three)[0] > 1.5 * png_size(one)[0] and png_size(three)[1] > 1.5 * png_size(one)[1]
+    assert_picture(one, least=300)
+    assert png_size(three)[0] == png_size(one)[0] and png_size(three)[1] > 1.5 * png_size(one)[1]
+
+
+def test_report_figure_has_floor_and_ceiling_lines(tmp_path):
+    """Accuracies of 60 and 90 with floors of 50: two lines, one left of the other, and none where there is no such
+    thing."""
+    panel = {"sup": {"LEP, %": ([60, 61], 50)}, "offline": {"LEP, %": ([90, 91], 50)}}
+    both = figures.plot_report({"demo": panel}, tmp_path / "both.png", ceilings={"offline"})
+    no_ceiling = figures.plot_report({"demo": panel}, tmp_path / "floor.png")
+    floorless = {method: {"Training, s": cells["LEP, %"][:1] + (NAN,)} for method, cells in panel.items()}
+    amounts = figures.plot_report({"demo": floorless}, tmp_path / "amounts.png", ceilings={"offline"})
+    lines = {
+        path.stem: [columns_with(path, colour_of(name), 0.15) for name in ("_FLOOR", "_CEILING")]
+        for path in (both, no_ceiling, amounts)
+    }
+    floor, ceiling = lines["both"]
+    assert len(floor) and len(ceiling) and floor.max() < ceiling.min()
+    assert len(lines["floor"][0]) and not len(lines["floor"][1])
+    assert not len(lines["amounts"][0]) and not len(lines["amounts"][1])
+
+
+def test_report_figure_shows_every_seed_of_every_panel(tmp_path):
+    """Panels share their axis, whichever has the larger numbers."""
+    small, large = ({"a": {"Training, s": ([size], NAN)}} for size in (1, 10))
+    marks = [
+        (abs(pixels(figures.plot_report(panels, tmp_path / "p.png")) - colour_of("_METHOD")).max(axis=2) < 0.02).sum()
+        for panels in ({"x": small, "y": large}, {"x": large, "y": small}, {"x": large})
+    ]
+    assert marks[0] == pytest.approx(marks[1], rel=0.05) and marks[0] > 1.2 * marks[2]
+
+
+def test_write_report_draws_what_the_table_says(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "plot_report", lambda panels, path, ceilings: drawn.update(panels, ceilings=ceilings))
+    folders = [make_run(tmp_path / str(n), "full", acc=n / 10, method="sup", encoder_tasks=n, **COST) for n in (5, 1)]
+    write_report(aggregate(load_runs(folders)), tmp_path / "report")
+    assert drawn.pop("ceilings") == {"sup (offline)"}
+    shown = {
+        "Full, %": 60,
+        "Forgetting (full), %": 0,
+        "BWT (full), %": NAN,
+        "Training, min": NAN,
+        "Peak memory, GB": NAN,
+    }
+    for method, acc in (("sup", 50), ("sup (offline)", 10)):
+        values = {name: cell[0] for name, cell in drawn["demo, cnn14"][method].items()}
+        floors = {name: cell[1] for name, cell in drawn["demo, cnn14"][method].items()}
+        assert floors == pytest.approx(shown, nan_ok=True)
+        assert [v for (v,) in values.values()] == pytest.approx([acc, 2.0, -1.5, 1.5, 1.5])
 
 
 def test_figures_leave_no_pyplot_behind(tmp_path):

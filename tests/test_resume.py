@@ -10,7 +10,7 @@ from pathlib import Path
 
 from supclr_train import SupCLR
 from utils.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, load_weights
-from utils.loop import train_tasks
+from utils.loop import plan_tasks, train_tasks
 
 import pytest
 import torch
@@ -234,7 +234,7 @@ def train(lab, brain_class, folder, *args):
     )
     modules = {**hparams["modules"], "classifier": hparams["classifier"](n_classes=len(data.classes))}
     hparams["fresh_classifier"] = {k: v.clone() for k, v in modules["classifier"].state_dict().items()}
-    train_tasks(brain_class, hparams, run_opts, data, modules)
+    train_tasks(brain_class, hparams, run_opts, data, plan_tasks(hparams, run_opts, data), modules)
     return hparams, modules
 
 

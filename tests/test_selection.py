@@ -2,11 +2,11 @@
 
 import itertools
 
-from datasets.batches import EpochSampler, Mixup, NoMixup, TwoViewDataset, make_mixup, random_crop
+from datasets.batches import EpochSampler, Mixup, NoMixup, ViewDataset, make_mixup, random_crop
 from datasets.errors import InputError
 from datasets.esc50 import default_tasks
 from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept, parse_keep
-from datasets.tasks import assign_tasks
+from datasets.tasks import assign_tasks, resolve_tasks, shuffled
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,49 @@ def test_tasks_by_name_equal_tasks_by_label():
 def test_wrong_tasks_are_refused(tasks, message):
     with pytest.raises(InputError, match=message):
         assign_tasks(table(), CLASSES, tasks)
+
+
+@pytest.mark.parametrize(("n_classes", "n_tasks"), [(308, 10), (309, 10), (10, 10), (7, 3), (5, 1)])
+def test_shuffled_parts_all_classes_equally(n_classes, n_tasks):
+    labels = list(range(3, 3 + 2 * n_classes, 2))
+    tasks = shuffled(labels, n_tasks=n_tasks, seed=0)
+    assert sorted(itertools.chain(*tasks)) == labels
+    sizes = [len(task) for task in tasks]
+    assert len(sizes) == n_tasks and max(sizes) - min(sizes) <= 1
+
+
+def test_shuffled_is_drawn_by_the_seed_from_the_labels():
+    draws = [shuffled(range(50), n_tasks=5, seed=seed) for seed in range(20)]
+    assert len({str(draw) for draw in draws}) == 20
+    assert shuffled(range(49, -1, -1), n_tasks=5, seed=7) == draws[7]
+    with_0 = sum(0 in draw[0] for draw in draws)
+    assert 0 < with_0 < 12  # 4 of 20 are to be expected
+
+
+@pytest.mark.parametrize("n_tasks", [0, -1, 7, 2.0, "2", None, True])
+def test_shuffled_refuses_what_is_no_number_of_tasks(n_tasks):
+    with pytest.raises(InputError, match="n_tasks is .*: give a whole number from 1 to 6"):
+        shuffled(range(6), n_tasks=n_tasks, seed=0)
+
+
+def test_tasks_from_a_function_of_the_labels_that_have_clips():
+    rows, asked = table(), []
+
+    def last_first(labels):
+        asked.append(labels)
+        return [labels[-2:], labels[:1]]
+
+    rows = rows[rows["class_name"] != "class3"]
+    assert resolve_tasks(rows, CLASSES, last_first) == [[4, 5], [0]]
+    assert asked == [[0, 1, 2, 4, 5]]
+    pd.testing.assert_frame_equal(assign_tasks(rows, CLASSES, last_first), assign_tasks(rows, CLASSES, [(4, 5), (0,)]))
+    with pytest.raises(InputError, match="unknown class 6"):
+        resolve_tasks(rows, CLASSES, lambda labels: [[6]])
+
+
+def test_tasks_are_resolved_to_labels_in_their_order():
+    assert resolve_tasks(table(), CLASSES, TASKS) == [[3, 1], [0, 5], [2]]
+    assert resolve_tasks(table(), CLASSES, [["class4", 2], ["class0"]]) == [[4, 2], [0]]
 
 
 def test_esc50_tasks_cover_every_class_once():
@@ -146,7 +189,7 @@ class Ramps:
 
 def two_views(mixup=None, lengths=(500,) * 8, seed=0, task=0):
     rows = pd.DataFrame({"clip": range(8), "label": [0, 1, 2, 3] * 2})
-    return TwoViewDataset(rows, Ramps(lengths), 100, 4, mixup or NoMixup(), seed, task)
+    return ViewDataset(rows, Ramps(lengths), 100, 4, mixup or NoMixup(), seed, task)
 
 
 def test_views_are_crops_of_the_clip():

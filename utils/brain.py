@@ -36,6 +36,10 @@ class TaskContext:
         Called after each step with (task, epoch, loss tensor).
     on_epoch : callable
         Called after each epoch with a dict of figures.
+    best : utils.checkpoints.BestEpoch, optional
+        Where each epoch is validated: keeps the best one's weights, which become the task's.
+    save_costs : callable, optional
+        Called after each epoch, see `utils.costs.training_costs`.
     """
 
     index: int
@@ -46,6 +50,8 @@ class TaskContext:
     counter: object
     on_step: object
     on_epoch: object
+    best: object = None
+    save_costs: object = None
     losses: dict = field(default_factory=dict)
 
 
@@ -84,11 +90,18 @@ class TaskBrain(sb.Brain):
     task : TaskContext
     **kwargs
         As for `speechbrain.Brain`.
+
+    Attributes
+    ----------
+    n_views : int
+        Crops of each clip in a batch.
     """
+
+    n_views = 2
 
     def __init__(self, task, **kwargs):
         super().__init__(**kwargs)
-        self.task = task
+        self.task, self.figures = task, {}
         self.last_save, self.save_seconds = time.monotonic(), 0.0
 
     def embed_view(self, view, stage):
@@ -131,17 +144,39 @@ class TaskBrain(sb.Brain):
         """Move the progress bar."""
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
+    def on_stage_start(self, stage, epoch=None):
+        """Count validation clips anew."""
+        self.correct = self.total = 0
+
+    def count(self, logits, labels):
+        """Add a validation batch, logits [B, C] and labels [B], to the accuracy."""
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.total += len(labels)
+
     def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
+        if stage == sb.Stage.TRAIN:
+            means = {name: total / count for name, (total, count) in self.task.losses.items()}
+            self.figures = {"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means}
+            self.figures["lr"] = self._rate(epoch)
+            self.task.losses.clear()
+            # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
+            self.step, self.avg_train_loss = 0, 0.0
+        else:
+            accuracy = self.correct / self.total
+            self.task.best.update(epoch, accuracy, stage_loss)
+            self.figures |= {"valid_loss": stage_loss, "valid_accuracy": accuracy}
+        if stage == sb.Stage.VALID or self.task.best is None:
+            self._end_epoch(epoch)
+
+    def _end_epoch(self, epoch):
         """Log the epoch; save it if it is the task's last, or if saving so far took less than its share of the time."""
-        if stage != sb.Stage.TRAIN:
-            return
-        lr = self._rate(epoch)
-        # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
-        self.step, self.avg_train_loss = 0, 0.0
-        means = {name: total / count for name, (total, count) in self.task.losses.items()}
-        self.task.losses.clear()
-        self.task.on_epoch({"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means, "lr": lr})
+        self.task.on_epoch(self.figures)
+        if self.task.save_costs is not None:
+            self.task.save_costs()
         if epoch == self.task.epochs:
+            if self.task.best is not None:
+                self.task.best.restore()
             self._save_finished()
         elif time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
             begun = time.monotonic()

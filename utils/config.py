@@ -17,6 +17,7 @@ import re
 import sys
 
 from datasets.errors import InputError
+from models.pretrained import read_pretrained
 from utils.progress import EXTRA_LOGGERS
 
 import ruamel.yaml
@@ -28,6 +29,7 @@ from speechbrain.utils.run_opts import RunOptions
 logger = logging.getLogger(__name__)
 
 PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir")
+PATHS += ("pretrained_weights",)
 MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
 LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
     "seed": 0,
@@ -40,6 +42,7 @@ LOWEST = {  # least value of each number; a crop shorter than one analysis windo
     "num_workers": 0,
     "emb_dim": 4,
     "n_mels": 1,
+    "n_tasks": 1,
     "lr": 0.0,
     "final_lr": 0.0,
     "ssl_weight": 0.0,
@@ -125,7 +128,28 @@ def parse_arguments(doc, argv=None):
             raise InputError(f"--{key} has no value: write --{key}=VALUE.")
         lines.append(f"{key}: {_as_yaml(key, value, keys[key])}")
         _plain_keys(lines[-1], f"--{key}={value}")
+    given = _plain_keys("\n".join(lines), "the command line")
+    lines += [f"{key}: {json.dumps(value)}" for key, value in _demanded(keys, given).items()]
     return hparams_file, run_opts, "\n".join(lines)
+
+
+def _demanded(keys, given):
+    """Settings that a file of pretrained weights brings with it: they override the YAML's, not the user's.
+
+    Raises
+    ------
+    InputError
+        The file can't be used, the user asks for something else, or the sample rate doesn't fit.
+    """
+    path = given.get("pretrained_weights", keys.get("pretrained_weights"))
+    if not path:
+        return {}
+    demanded = read_pretrained(os.path.expanduser(path)).settings
+    for key, value in demanded.items():
+        fixed = given if key != "sample_rate" else {**keys, **given}
+        if fixed.get(key, value) != value:
+            raise InputError(f"{path} needs {key}={value}, but {key} is {fixed[key]}: set --{key}={value}.")
+    return {key: value for key, value in demanded.items() if key not in given}
 
 
 def _split(argv):
@@ -216,6 +240,8 @@ def load_config(hparams_file, overrides, run_opts=None, needs=()):
     _check_numbers({k: v for k, v in {**keys, **given}.items() if _tag(v) is None})
     try:
         hparams = load_hyperpyyaml(text, overrides)
+    except InputError:
+        raise
     except (ValueError, TypeError, AttributeError, ImportError, ruamel.yaml.YAMLError) as error:
         reason = " ".join(str(a) for a in error.args) or str(error)
         raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error

@@ -11,6 +11,7 @@ import os
 import sys
 import zipfile
 
+from datasets.batches import equal_length_batches
 from utils.brain import embed
 from utils.files import write_atomically
 
@@ -82,7 +83,7 @@ class Embedder:
         off = not sys.stderr.isatty()
         bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
         with torch.inference_mode(), self.context, bar:
-            for places in _equal_length_batches(store.lengths[clips], self.batch_size):
+            for places in equal_length_batches(store.lengths[clips], self.batch_size):
                 wav = torch.from_numpy(np.stack([store.read(int(c)) for c in clips[places]])).to(self.device)
                 out = embed(self.modules, wav, torch.ones(len(wav), device=self.device))
                 for place, vector in zip(places, out.float().cpu().numpy(), strict=True):
@@ -100,14 +101,6 @@ def _settings(module):
         public = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
         found += [(name, k, v) for k, v in sorted(public.items()) if isinstance(v, plain)]
     return found
-
-
-def _equal_length_batches(lengths, batch_size):
-    """Split places into batches of clips with the same number of samples."""
-    order = np.argsort(lengths, kind="stable")
-    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
-    for group in np.split(order, starts[1:]):
-        yield from (group[i : i + batch_size] for i in range(0, len(group), batch_size))
 
 
 class EmbeddingCache:
@@ -141,7 +134,7 @@ class EmbeddingCache:
         known = {}
         for folder in filter(None, (self.fallback, self.folder)):
             known.update(self._read(os.path.join(folder, name)))
-        missing = [place for place, clip_id in enumerate(ids) if clip_id not in known]
+        missing = list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
         if missing:
             for place, vector in zip(missing, embedder(store, clips[missing], what), strict=True):
                 known[ids[place]] = vector

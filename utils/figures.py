@@ -53,6 +53,7 @@ def plot_accuracy_table(
     percent = 100 * np.asarray(table, dtype=float)  # [N, T]
     n_rows, n_columns = percent.shape
     task_names = [f"task{j}" for j in range(n_columns)] if task_names is None else list(task_names)
+    task_names = [textwrap.shorten(name, 28, placeholder="…") for name in task_names]
     slanted = max(map(len, task_names)) > 8
     figure = _figure(max(4.6, 2.2 + 0.72 * n_columns), max(2.8, 1.9 + 0.5 * n_rows + 0.4 * slanted))
     axes = figure.add_subplot()
@@ -258,18 +259,19 @@ def _name_tasks(axes, tasks):
         axes.text((first + last) / 2, 1.01, name, fontsize=9, color="#555555", **place)
 
 
-def plot_report(panels, path, protocols=("LEP", "SLEP", "Buffer", "Full"), title="Accuracy after the last task"):
-    """Draw methods x protocols: bar = mean over seeds, point = one seed, black dash = random weights.
+def plot_report(panels, path, ceilings=(), title="Methods compared"):
+    """Draw methods x columns: a row per method, a dot for each seed, a bar at their mean, lines for floor and ceiling.
 
     Parameters
     ----------
     panels : dict of str to dict
-        Per panel title, per method, per protocol: ``(values, floor)``, the seeds' accuracies (list of fractions) and
-        the floor (a fraction or NaN). A protocol that was not run is absent.
+        Per panel title, per method, per column: ``(values, floor)``, the seeds' values (list) and the floor (a number
+        or NaN), in the unit that the column's name gives. A column that was not run is absent, or its list is empty.
+        Columns without any floor are amounts, time for example: they begin at 0 and have no ceiling.
     path : str or Path
         The PNG file.
-    protocols : sequence of str
-        Order of the groups; those that no panel has are left out.
+    ceilings : collection of str
+        Methods that the others are measured against: their mean is drawn as a line through the whole panel.
     title : str
         Over the figure.
 
@@ -278,68 +280,71 @@ def plot_report(panels, path, protocols=("LEP", "SLEP", "Buffer", "Full"), title
     Path
         The file written.
     """
-    methods = list(dict.fromkeys(method for panel in panels.values() for method in panel))
-    used = [p for p in protocols if any(p in cells for panel in panels.values() for cells in panel.values())]
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    width = max(4.6, 1.2 + 0.42 * len(used) * (len(methods) + 1))
-    figure = _figure(columns * width, 0.9 + 3.1 * rows + 0.2 * len(methods))
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, (name, panel) in zip(grid, panels.items(), strict=False):
-        _report_panel(axes, panel, methods, used)
-        axes.set_title(name, fontsize=10)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    for axes in grid[: len(panels) : columns]:
-        axes.set_ylabel("accuracy (%)")
+    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
+    n_methods = [len(panel) for panel in panels.values()]
+    figure = _figure(max(4.6, 2.4 + 1.6 * len(columns)), 1.4 + 0.45 * len(panels) + 0.34 * sum(n_methods))
+    grid = figure.subplots(
+        len(panels), len(columns), squeeze=False, sharex="col", sharey="row", height_ratios=n_methods
+    )
+    for row, (name, panel) in zip(grid, panels.items(), strict=True):
+        for axes, column in zip(row, columns, strict=True):
+            _report_panel(axes, {method: cells.get(column, ((), np.nan)) for method, cells in panel.items()}, ceilings)
+        row[0].set_yticks(range(len(panel)), [textwrap.fill(method, 30) for method in panel], fontsize=9)
+        row[0].set_title(name, loc="left", fontsize=10, fontweight="bold")
+    floors = {name for panel in panels.values() for m in panel.values() for name in m if np.isfinite(m[name][1])}
+    for axes, column in zip(grid[-1], columns, strict=True):
+        axes.set_xlabel(column)
+        if column not in floors:
+            _begin_at_zero(axes)
     figure.suptitle(title, fontsize=12)
-    figure.legend(*_report_legend(methods), loc="outside lower center", ncols=1, frameon=False, fontsize=9)
+    has_ceiling = any(method in ceilings for panel in panels.values() for method in panel)
+    handles, n = _report_legend(has_ceiling), 4 if len(columns) > 2 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return _save(figure, path)
 
 
-def _report_panel(axes, panel, methods, protocols):
-    width = min(0.3, 0.8 / len(methods))
-    for m, method in enumerate(methods):
-        for p, protocol in enumerate(protocols):
-            values, floor = panel.get(method, {}).get(protocol, ([], np.nan))
-            values = 100 * np.asarray([value for value in values if np.isfinite(value)])
-            x = p + (m - (len(methods) - 1) / 2) * width
-            if len(values):
-                axes.bar(x, values.mean(), 0.92 * width, color=_pale(_colour(m)), linewidth=0)
-                spread = np.linspace(-0.2, 0.2, len(values)) * width if len(values) > 1 else np.zeros(1)
-                axes.plot(x + spread, values, _marker(m), color=_colour(m), markersize=4.5, mec="white", mew=0.6)
-            if np.isfinite(floor):
-                axes.plot([x - 0.46 * width, x + 0.46 * width], [100 * floor] * 2, color="black", linewidth=1.8)
-    axes.set_xticks(range(len(protocols)), protocols)
-    axes.set_xlim(-0.6, len(protocols) - 0.4)
-    axes.set_ylim(0, 102)
-    _tidy(axes, grid="y")
+def _report_panel(axes, methods, ceilings):
+    """One column of one panel: {method: (values, floor)} from the top down."""
+    for y, (method, (values, floor)) in enumerate(methods.items()):
+        values = np.asarray([value for value in values if np.isfinite(value)])
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+        if np.isfinite(floor):  # a piece in each row: equal floors make one line
+            axes.plot([floor, floor], [y - 0.5, y + 0.5], solid_capstyle="butt", **_FLOOR)
+        if len(values):
+            style = _CEILING if method in ceilings else _METHOD
+            axes.plot(values, np.full(len(values), y), **_SEED, color=style["color"])
+            axes.plot(values.mean(), y, **_MEAN, color=style["color"])
+            if method in ceilings and np.isfinite(floor):
+                axes.axvline(values.mean(), **_CEILING)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    _tidy(axes, grid="x")
 
 
-def _report_legend(methods):
+def _begin_at_zero(axes):
+    """Show the x axis from 0 on, of all axes that share it; all must be drawn."""
+    axes.update_datalim([(0, 0)])  # so that the margin on the right is a share of the whole range
+    axes.autoscale_view()
+    axes.set_xlim(left=0)
+
+
+def _report_legend(has_ceiling):
     from matplotlib.lines import Line2D
 
-    point = {"markersize": 5, "mec": "white", "linewidth": 8}
-    marks = [
-        Line2D([], [], marker=_marker(m), color=_pale(_colour(m)), mfc=_colour(m), **point) for m in range(len(methods))
+    handles = [
+        Line2D([], [], **_SEED, color=_METHOD["color"], label="one seed"),
+        Line2D([], [], **_MEAN, color=_METHOD["color"], label="mean"),
+        Line2D([], [], **_FLOOR, label=FLOOR_LABEL),
     ]
-    floor = Line2D([], [], color="black", linewidth=1.8)
-    return [*marks, floor], [*methods, FLOOR_LABEL]
+    return handles + ([Line2D([], [], **_CEILING, label="all classes at once (ceiling)")] if has_ceiling else [])
 
 
-def _colour(k):
-    return COLOURS[k % len(COLOURS)]
-
-
-def _pale(colour):
-    """Mixed with white; a transparent colour would let the grid show through."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(0.45 * part + 0.55 for part in to_rgb(colour))
-
-
-def _marker(k):
-    return MARKERS[k % len(MARKERS)]
+_METHOD = {"color": COLOURS[0]}
+_CEILING = {"color": COLOURS[2], "linestyle": "--", "linewidth": 1.4}
+_FLOOR = {"color": COLOURS[1], "linewidth": 1.6}
+_SEED = {"linestyle": "", "marker": "o", "markersize": 5, "alpha": 0.5, "markeredgewidth": 0}
+_MEAN = {"linestyle": "", "marker": "|", "markersize": 13, "markeredgewidth": 2.5}
 
 
 # What all figures share

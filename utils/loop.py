@@ -4,11 +4,12 @@ import logging
 import os
 import time
 
-from datasets.batches import EpochSampler, TwoViewDataset, make_mixup
+from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.errors import InputError
-from datasets.selection import current_and_replay
+from datasets.selection import current_and_replay, parse_keep, seen
 from utils.brain import HEADS_AND_ENCODER, TaskContext
-from utils.checkpoints import AtomicCheckpointer, is_finished, load_weights
+from utils.checkpoints import AtomicCheckpointer, BestEpoch, is_finished, load_weights
+from utils.costs import training_costs
 from utils.figures import plot_training
 from utils.files import write_atomically
 from utils.progress import RunProgress
@@ -17,22 +18,32 @@ from utils.schedulers import WarmupCosineScheduler
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
 
-def plan_tasks(hparams, run_opts, data):
+def plan_tasks(hparams, run_opts, data, validate=False):
     """Select every task's clips and count its steps, so that what can't be trained is said before anything is.
+
+    Parameters
+    ----------
+    hparams : dict
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    validate : bool
+        Whether each epoch is validated: on the validation clips of the current task and, with replay, of those before.
 
     Returns
     -------
     list of dict
-        For each task: `rows` (its clips and the replayed ones), `epochs`, `steps` (per epoch).
+        For each task: `rows` (its clips and the replayed ones), `valid` (validation clips, or none), `epochs`, `steps`
+        (per epoch).
 
     Raises
     ------
     InputError
-        A task has fewer clips than a batch.
+        A task has fewer clips than a batch, or none to validate on.
     """
     plan = []
     epochs, most = hparams["number_of_epochs"], None
@@ -47,8 +58,17 @@ def plan_tasks(hparams, run_opts, data):
                 f"Task {t} ({data.task_names()[t]}) has {len(rows)} training clips, less than one batch of "
                 f"{hparams['batch_size']}: lower batch_size, or put more classes into a task."
             )
-        plan.append({"rows": rows, "epochs": epochs, "steps": min(steps, most) if most else steps})
+        valid = _validation_rows(hparams, data, t) if validate else data.rows.iloc[:0]
+        if validate and valid.empty:
+            raise InputError(f"Task {t} ({data.task_names()[t]}) has no validation clips to find its best epoch with.")
+        plan.append({"rows": rows, "valid": valid, "epochs": epochs, "steps": min(steps, most) if most else steps})
     return plan
+
+
+def _validation_rows(hparams, data, t):
+    """What a learner at task `t` may look at: earlier tasks' clips only if it keeps some of theirs to train on."""
+    rows, keep, seed = data.split("valid"), hparams["replay_num_keep"], hparams["seed"]
+    return current_and_replay(rows, t, 0, seed) if parse_keep(keep) == 0 else seen(rows, t, keep, seed)
 
 
 def save_rows(save_folder, data):
@@ -58,7 +78,7 @@ def save_rows(save_folder, data):
         write_atomically(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), rows.to_csv(index=False))
 
 
-def train_tasks(brain_class, hparams, run_opts, data, modules):
+def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=None):
     """Train an encoder on one task after the other.
 
     A finished task is left as it is, a task that was interrupted goes on from its last checkpoint.
@@ -71,10 +91,13 @@ def train_tasks(brain_class, hparams, run_opts, data, modules):
         The loaded YAML.
     run_opts : speechbrain.utils.run_opts.RunOptions
     data : datasets.prepare.Data
+    plan : list of dict
+        As `plan_tasks` returns it.
     modules : dict of str to torch.nn.Module
-        With fresh weights, from which task 0 starts.
+        With the weights from which task 0 starts.
+    after_task : callable, optional
+        Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
     """
-    plan = plan_tasks(hparams, run_opts, data)
     save_rows(hparams["save_folder"], data)
     folders = [os.path.join(hparams["save_folder"], f"task{t}") for t in range(data.n_tasks)]
     names = data.task_names()
@@ -82,12 +105,14 @@ def train_tasks(brain_class, hparams, run_opts, data, modules):
         for t, step in enumerate(plan):
             if is_finished(folders[t]):
                 progress.skip(t)
-                continue
-            if t > 0:
-                load_weights(folders[t - 1], {n: m for n, m in modules.items() if n in HEADS_AND_ENCODER})
-            begun = time.monotonic()
-            train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
-            progress.task_done(t, names[t], time.monotonic() - begun)
+            else:
+                if t > 0:
+                    load_weights(folders[t - 1], {n: m for n, m in modules.items() if n in HEADS_AND_ENCODER})
+                begun = time.monotonic()
+                train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
+                progress.task_done(t, names[t], time.monotonic() - begun)
+            if after_task is not None:
+                after_task(t, folders[t])
     figure = os.path.join(hparams["output_folder"], "training.png")
     if not os.path.isfile(figure):
         plot_training(os.path.join(hparams["output_folder"], "train_log.csv"), figure)
@@ -96,11 +121,12 @@ def train_tasks(brain_class, hparams, run_opts, data, modules):
 
 def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):
     """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
-    mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
-    crop_samples = round(hparams["train_duration"] * hparams["sample_rate"])
-    dataset = TwoViewDataset(step["rows"], data.store, crop_samples, len(data.classes), mixup, hparams["seed"], t)
+    dataset = _views(hparams, data, t, step["rows"], brain_class.n_views)
     sampler = EpochSampler(len(dataset), hparams["seed"], t)
     counter = EpochCounter(step["epochs"])
+    recoverables = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
+    best = BestEpoch(dict(recoverables)) if len(step["valid"]) else None
+    recoverables |= {"counter": counter, **({"best": best} if best else {})}
     total, warmup = step["epochs"] * step["steps"], min(hparams["warmup_epochs"], step["epochs"] - 1) * step["steps"]
     context = TaskContext(
         index=t,
@@ -111,15 +137,15 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         counter=counter,
         on_step=progress.step,
         on_epoch=progress.epoch,
+        best=best,
     )
-    saved = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
     brain = brain_class(
         task=context,
         modules=modules,
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
-        checkpointer=AtomicCheckpointer(folder, {**saved, "counter": counter}),
+        checkpointer=AtomicCheckpointer(folder, recoverables),
     )
     brain.train_sampler = sampler  # SpeechBrain tells the epoch to this one only
     loader = {
@@ -130,4 +156,22 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         "collate_fn": PaddedBatch,
         "pin_memory": torch.device(brain.device).type == "cuda",
     }
-    brain.fit(counter, dataset, progressbar=False, train_loader_kwargs=loader)
+    valid = _valid_loader(hparams, data, step["valid"])
+    with training_costs(hparams["output_folder"], brain.device) as context.save_costs:
+        brain.fit(counter, dataset, valid, progressbar=False, train_loader_kwargs=loader)
+
+
+def _views(hparams, data, t, rows, n_views):
+    """The training views of task `t`."""
+    mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
+    crop_samples = round(hparams["train_duration"] * hparams["sample_rate"])
+    return ViewDataset(rows, data.store, crop_samples, len(data.classes), mixup, hparams["seed"], t, n_views)
+
+
+def _valid_loader(hparams, data, rows):
+    """Whole validation clips, none padded; None if there are none."""
+    if rows.empty:
+        return None
+    clips = WholeClips(rows, data.store)
+    batches = clips.batches(hparams["batch_size"])
+    return DataLoader(clips, batch_sampler=batches, num_workers=hparams["num_workers"], collate_fn=PaddedBatch)

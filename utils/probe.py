@@ -11,7 +11,7 @@ import time
 
 from datasets.errors import InputError
 from datasets.selection import get_protocol
-from utils.checkpoints import load_weights
+from utils.checkpoints import BestEpoch, load_weights
 from utils.config import effective_option
 from utils.embeddings import Embedder, EmbeddingCache
 from utils.files import write_atomically
@@ -63,7 +63,7 @@ class ProbeBrain(sb.Brain):
     def __init__(self, schedule, **kwargs):
         super().__init__(**kwargs)
         self.schedule, self.steps_done = schedule, 0
-        self.best = {"key": (-1.0, -np.inf), "epoch": 0, "weights": None}
+        self.best = BestEpoch({"classifier": self.modules["classifier"]})
 
     def on_fit_batch_start(self, batch, should_step):
         """Set the step's rate."""
@@ -82,12 +82,8 @@ class ProbeBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the weights of the best epoch."""
-        if stage != sb.Stage.VALID:
-            return
-        key = (self.correct / max(self.total, 1), -stage_loss)
-        if key > self.best["key"]:
-            weights = {k: v.detach().clone() for k, v in self.modules["classifier"].state_dict().items()}
-            self.best = {"key": key, "epoch": epoch, "weights": weights}
+        if stage == sb.Stage.VALID:
+            self.best.update(epoch, self.correct / max(self.total, 1), stage_loss)
 
 
 def fit_probe(brain_class, hparams, run_opts, n_classes, train, valid, balanced):
@@ -140,8 +136,8 @@ def fit_probe(brain_class, hparams, run_opts, n_classes, train, valid, balanced)
     loader = DataLoader(train, sampler=batches, batch_size=None)
     valid_loader = DataLoader(valid, sampler=BatchSampler(SequentialSampler(valid), 1024, False), batch_size=None)
     brain.fit(EpochCounter(epochs), loader, valid_loader, progressbar=False)
-    classifier.load_state_dict(brain.best["weights"])
-    return classifier.eval(), {"accuracy": brain.best["key"][0], "epoch": brain.best["epoch"]}
+    brain.best.restore()
+    return classifier.eval(), {"accuracy": brain.best.accuracy, "epoch": brain.best.epoch}
 
 
 def confusion_matrix(classifier, test, n_classes):

@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import sys
+import textwrap
 
 from datasets.errors import InputError
 
@@ -109,7 +110,8 @@ class RunProgress:
     def epoch(self, stats):
         """Log an epoch's figures."""
         meta = {"task": stats["task"], "epoch": stats["epoch"], "lr": stats["lr"]}
-        train = {k: v for k, v in stats.items() if k not in meta}
+        valid = {k.removeprefix("valid_"): v for k, v in stats.items() if k.startswith("valid_")} or None
+        train = {k: v for k, v in stats.items() if k not in meta and not k.startswith("valid_")}
         self.first_loss = train["loss"] if self.first_loss is None else self.first_loss
         self.last_loss = train["loss"]
         self.bar.set_postfix_str(f"loss {train['loss']:.3f}", refresh=False)
@@ -117,9 +119,10 @@ class RunProgress:
             return
         for log in self.loggers:
             if isinstance(log, FileTrainLogger):
-                log.log_stats(meta, train_stats=train, verbose=False)
-            else:  # a step that grows over tasks, for the curve's x axis
-                log.log_stats({**meta, "step": self._steps_before(stats["task"], stats["epoch"])}, train_stats=train)
+                log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
+            else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
+                before = sum(step["epochs"] for step in self.plan[: stats["task"]])
+                log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
         new = not os.path.exists(self.csv_path)
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(stats), lineterminator="\n")
@@ -129,7 +132,7 @@ class RunProgress:
 
     def task_done(self, task, name, seconds):
         """Say in a line what a task did."""
-        plan = self.plan[task]
+        plan, name = self.plan[task], textwrap.shorten(name, 60, placeholder=" ...")
         logger.info(
             "task %d/%d (%s): %d clips, %d epochs, loss %.3f -> %.3f, %.0f s",
             task + 1, len(self.plan), name, len(plan["rows"]), plan["epochs"], self.first_loss, self.last_loss, seconds,

@@ -1,11 +1,12 @@
-"""Many finished evaluations in one table, with the spread over seeds and the random-weights floor.
+"""The comparison of methods: many finished evaluations in one table, over seeds, with floor, ceiling and costs.
 
     python -m utils.report runs/*_eval*/ --output report    one table over seeds; also report.md, .csv and .png
     python -m utils.report --summary runs/lep runs/slep     the accuracy tables of a few runs, for the terminal
 
 An evaluation run is a folder with ``metrics.json``, ``accuracy_table.csv`` and ``floor_table.csv``, as linclf_train.py
 leaves it. Metrics are fractions in the files and percent in the tables. LEP is the accuracy under `seen`, SLEP under
-`subset`.
+`subset`. The floor is the same evaluation of random weights; the ceiling an encoder trained offline, on all classes at
+once, while others learn them task by task.
 """
 
 import argparse
@@ -15,14 +16,17 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets.errors import InputError
 from utils.files import write_atomically
 from utils.metrics import METRICS, read_table
 
 PROTOCOL_NAMES = {"seen": "LEP", "subset": "SLEP", "buffer": "Buffer", "full": "Full"}
+OWN_TEST = {"sup": "Test of the classifier trained with the encoder"}  # sup_train.py's, no protocol of linclf_train.py
 # column: (protocol, metric)
 COLUMNS = {
     "LEP": ("seen", "acc"),
@@ -32,13 +36,30 @@ COLUMNS = {
     "Forgetting (full)": ("full", "forgetting"),
     "BWT (full)": ("full", "bwt"),
 }
+# column, a key of metrics.json: (title, its units from the largest down: name, size, decimals)
+COSTS = {
+    "train_seconds": ("Training", (("h", 3600, 1), ("min", 60, 1), ("s", 1, 1))),
+    "peak_memory_bytes": ("Peak memory", (("GB", 1e9, 2), ("MB", 1e6, 0))),
+}
 SIGNED = ("forgetting", "bwt", "fwt")
+# Where they differ, a comparison is not of methods alone; of settings.json, how each protocol's classifier was trained.
+PRECISIONS = ("precision", "eval_precision")
+PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep")
+TRAINING = ("train_device", "train_precision")
 LEGEND = """\
-In percent: mean ± sample standard deviation over seeds; the row "floor" is the same evaluation of random weights.
+In percent: mean ± sample standard deviation over seeds, their number in brackets where a cell has fewer than its row;
+the row "floor" is the same evaluation of random weights.
 LEP, SLEP, Buffer and Full are the mean accuracy over tasks after the last task, with a classifier trained on all clips
 of the tasks seen (LEP), a few of each (SLEP), all of the last task and a few of the others (Buffer), all tasks (Full).
 Forgetting and BWT are given under Full only: under the others the classifier chooses among more classes at each task,
 so accuracies fall even for an encoder that forgets nothing.
+"""
+OFFLINE_NOTE = """\
+A method marked (offline) was trained on all classes at once: what the others, which learn task by task, could reach.
+"""
+COST_NOTE = """\
+Training is the wall-clock time of an encoder's training; peak memory the most that its process held, on a GPU the most
+that its tensors took there.
 """
 SEEN_NOTE = (
     "Under seen, subset and buffer the classifier chooses among more classes at each task: accuracies fall, and\n"
@@ -48,7 +69,22 @@ SEEN_NOTE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One finished evaluation: what its ``metrics.json`` says. Accuracies are fractions, NaN where not evaluated."""
+    """One finished evaluation.
+
+    Attributes
+    ----------
+    folder : Path
+    protocol, method, encoder, dataset : str
+    seed : int
+    metrics, floor : dict of str to float
+        Fractions by name, of the trained encoders and of random weights; NaN where not evaluated.
+    encoder_tasks : int or None
+        On how many tasks the encoder was trained; None if not known.
+    costs : dict of str to float
+        Of the encoder's training, by the keys of `COSTS`; NaN where not known.
+    conditions : dict of str to str
+        What should be equal where runs are compared.
+    """
 
     folder: Path
     protocol: str
@@ -58,7 +94,23 @@ class Run:
     seed: int
     metrics: dict
     floor: dict
-    seconds: float
+    encoder_tasks: int | None
+    costs: dict
+    conditions: dict
+
+
+class Group(NamedTuple):
+    """What a row of the table is about: the runs that differ in protocol and seed only."""
+
+    dataset: str
+    encoder: str
+    method: str
+    offline: bool
+
+    @property
+    def label(self):
+        """The method as a reader sees it."""
+        return f"{self.method} (offline)" if self.offline else self.method
 
 
 def load_run(folder):
@@ -72,42 +124,68 @@ def load_run(folder):
     Returns
     -------
     Run
-        What ``metrics.json`` says.
+        What its ``metrics.json``, ``versions.json`` and ``settings.json`` say; only the first must be there.
 
     Raises
     ------
     InputError
-        If there is no ``metrics.json``, or it isn't one of an evaluation.
+        If there is no ``metrics.json``, it isn't one of an evaluation, or a file is damaged.
     """
     folder = Path(folder)
     file = folder / "metrics.json"
     if not file.is_file():
         raise InputError(f"No metrics.json in {folder}: is it the run folder of a finished linclf_train.py?")
+    content = _read_object(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        fields = {key: content[key] for key in ("protocol", "method", "encoder", "dataset", "seconds")}
-        values = {key: {name: _number(content[key].get(name)) for name in METRICS} for key in ("metrics", "floor")}
-        run = Run(folder=folder, seed=int(content["seed"]), **fields, **values)
+        fields = {key: content[key] for key in ("protocol", "method", "encoder", "dataset")}
+        fields |= {key: {name: _number(content[key].get(name)) for name in METRICS} for key in ("metrics", "floor")}
+        fields |= {"seed": int(content["seed"]), "encoder_tasks": content.get("encoder_tasks")}
+        fields["costs"] = {key: _number(content.get(key)) for key in COSTS}
     except KeyError as error:
         raise InputError(f"{file} has no key {error}: was it written by linclf_train.py?") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no metrics file of linclf_train.py: {error}") from None
-    if run.protocol not in PROTOCOL_NAMES:
-        raise InputError(f"{file}: unknown protocol {run.protocol!r}; known are {', '.join(PROTOCOL_NAMES)}")
-    return run
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{file} was not written by linclf_train.py: {error}") from None
+    if fields["protocol"] not in PROTOCOL_NAMES | OWN_TEST:
+        known = ", ".join(PROTOCOL_NAMES)
+        raise InputError(f"{file}: unknown protocol {fields['protocol']!r}; known are {known}")
+    return Run(folder=folder, conditions=_conditions(folder, content), **fields)
+
+
+def _read_object(file):
+    """The object in a JSON file that an evaluation has left."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): run that evaluation again, or leave it out") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is damaged (no object in it): run that evaluation again, or leave it out")
+    return content
 
 
 def _number(value):
     return math.nan if value is None else float(value)
 
 
-def load_runs(folders):
+def _conditions(folder, content):
+    """What should be equal where runs are compared; what isn't recorded is left out."""
+    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
+    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
+    place = f"{content['dataset']} {content['protocol']}"
+    found = {key: value for key, value in versions.items() if key != "command"}
+    found |= {key: settings.get(key) for key in PRECISIONS} | {key: content.get(key) for key in TRAINING}
+    found |= {f"{key} ({place})": settings.get(key) for key in PROBE_SETTINGS}
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def load_runs(folders, own_tests=False):
     """Read evaluation runs, each folder once, and refuse two that claim one seed's place in a mean.
 
     Parameters
     ----------
     folders : iterable of str or Path
         Run folders.
+    own_tests : bool
+        Whether sup_train.py's runs may be among them.
 
     Returns
     -------
@@ -122,7 +200,9 @@ def load_runs(folders):
     runs, places = [], {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         run = load_run(folder)
-        place = (run.dataset, run.encoder, run.method, run.protocol, run.seed)
+        if run.protocol in OWN_TEST and not own_tests:
+            raise InputError(f"{folder} has sup_train.py's own test: give linclf_train.py's run folders")
+        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, run.protocol, run.seed)
         if place in places:
             raise InputError(
                 f"{places[place]} and {folder} are both {run.protocol}, {run.method}, {run.encoder}, {run.dataset}, "
@@ -141,41 +221,59 @@ def aggregate(runs):
 
     Parameters
     ----------
-    runs : iterable of Run
+    runs : sequence of Run
         At most one per dataset, encoder, method, protocol and seed.
 
     Returns
     -------
-    dict of (dataset, encoder, method) to dict
-        Per column of `COLUMNS` a dict: ``values`` and ``seeds`` (lists, NaN values left out), ``mean``, ``std`` (sample
-        standard deviation; NaN for fewer than two seeds), ``floor`` (mean over the same seeds); fractions, NaN where
-        nothing was evaluated. Groups keep the order in which the runs came.
+    dict of Group to dict
+        Per column of `COLUMNS` and `COSTS` a dict: ``values`` and ``seeds`` (lists, NaN values left out), ``mean``,
+        ``std`` (sample standard deviation; NaN for fewer than two seeds), ``floor`` (mean over the same seeds); in
+        fractions, seconds and bytes, NaN where nothing is known. The groups of one dataset and encoder follow each
+        other, the offline ones last; otherwise they keep the order in which the runs came.
     """
-    groups = {}
+    continual = {run.dataset for run in runs if run.encoder_tasks != 1}
+    members = {}
     for run in runs:
-        groups.setdefault((run.dataset, run.encoder, run.method), []).append(run)
-    return {
-        group: {column: _cell(members, protocol, metric) for column, (protocol, metric) in COLUMNS.items()}
-        for group, members in groups.items()
-    }
+        # Where no encoder learnt task by task, all classes at once is what a method is, and no ceiling.
+        offline = run.encoder_tasks == 1 and run.dataset in continual
+        members.setdefault(Group(run.dataset, run.encoder, run.method, offline), []).append(run)
+    places = list(dict.fromkeys((group.dataset, group.encoder) for group in members))
+    order = sorted(members, key=lambda group: (places.index((group.dataset, group.encoder)), group.offline))
+    return {group: _cells(members[group]) for group in order}
 
 
-def _cell(runs, protocol, metric):
-    used = [run for run in runs if run.protocol == protocol and math.isfinite(run.metrics[metric])]
-    used.sort(key=lambda run: run.seed)
-    values = [run.metrics[metric] for run in used]
-    floors = [run.floor[metric] for run in used if math.isfinite(run.floor[metric])]
+def _cells(runs):
+    """A group's row of the table."""
+    cells = {}
+    for column, (protocol, metric) in COLUMNS.items():
+        used = [run for run in runs if run.protocol == protocol]
+        values, floors = ([(run.seed, getattr(run, of)[metric]) for run in used] for of in ("metrics", "floor"))
+        cells[column] = _cell(values, floors)
+    for column in COSTS:  # of the encoder, so the same in all its evaluations
+        cells[column] = _cell([(run.seed, run.costs[column]) for run in runs], [])
+    return cells
+
+
+def _cell(values, floors):
+    """Mean and spread of (seed, value) pairs."""
+    values = {seed: value for seed, value in sorted(values) if math.isfinite(value)}
+    floors = [floor for seed, floor in floors if seed in values and math.isfinite(floor)]
     return {
-        "values": values,
-        "seeds": [run.seed for run in used],
-        "mean": statistics.fmean(values) if values else math.nan,
-        "std": statistics.stdev(values) if len(values) > 1 else math.nan,
+        "values": list(values.values()),
+        "seeds": list(values),
+        "mean": statistics.fmean(values.values()) if values else math.nan,
+        "std": statistics.stdev(values.values()) if len(values) > 1 else math.nan,
         "floor": statistics.fmean(floors) if floors else math.nan,
     }
 
 
+def _seeds(cells):
+    return sorted({seed for cell in cells.values() for seed in cell["seeds"]})
+
+
 def missing_seeds(groups):
-    """What a reader must know before comparing columns: seeds that only some protocols of a group have.
+    """What a reader must know before comparing columns: seeds that only some columns of a group have.
 
     Parameters
     ----------
@@ -189,69 +287,136 @@ def missing_seeds(groups):
     """
     lines = []
     for group, cells in groups.items():
-        every = {seed for cell in cells.values() for seed in cell["seeds"]}
         for column, cell in cells.items():
-            lacking = sorted(every - set(cell["seeds"]))
+            lacking = [str(seed) for seed in _seeds(cells) if seed not in cell["seeds"]]
             if cell["seeds"] and lacking:
-                lines.append(f"{', '.join(group)}: {column} lacks seed {', '.join(map(str, lacking))}")
+                name = COSTS[column][0] if column in COSTS else column
+                lines.append(f"{group.dataset}, {group.encoder}, {group.label}: {name} lacks seed {', '.join(lacking)}")
     return lines
 
 
-def to_markdown(groups):
+def differences(runs):
+    """What else than the method differs between runs: versions, commit, precision, device, the classifier's training.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+
+    Returns
+    -------
+    list of str
+        One line per thing that differs: each value, how many runs have it, and the first of them.
+    """
+    found = {}
+    for run in runs:
+        for key, value in run.conditions.items():
+            found.setdefault(key, {}).setdefault(value, []).append(run.folder.name)
+    return [
+        f"{key}: " + "; ".join(f"{value} in {_count(names)}" for value, names in by_value.items())
+        for key, by_value in found.items()
+        if len(by_value) > 1
+    ]
+
+
+def _count(names):
+    return f"{len(names)} runs such as {names[0]}" if len(names) > 1 else names[0]
+
+
+# How the table is written
+
+
+class Scale(NamedTuple):
+    """How a column's numbers are shown: title with the unit, values per unit, decimals, whether with a plus."""
+
+    title: str
+    unit: float
+    decimals: int
+    signed: bool = False
+
+    def text(self, value):
+        """A number as text; an en dash for NaN; never -0.0."""
+        if not math.isfinite(value):
+            return "–"
+        value = round(value / self.unit, self.decimals) + 0.0
+        return f"{value:{'+' if self.signed and value else ''}.{self.decimals}f}"
+
+
+def scales(groups):
+    """How each column is shown: accuracies in percent, costs in the largest unit that makes no mean less than 1.
+
+    Parameters
+    ----------
+    groups : dict
+        What `aggregate` returns.
+
+    Returns
+    -------
+    dict of str to Scale
+        By column; a column without any value is left out.
+    """
+    found = {}
+    for column in (*COLUMNS, *COSTS):
+        means = [cells[column]["mean"] for cells in groups.values() if cells[column]["values"]]
+        if means and column in COSTS:
+            title, units = COSTS[column]
+            name, unit, decimals = next((u for u in units if min(means) >= u[1]), units[-1])
+            found[column] = Scale(f"{title}, {name}", unit, decimals)
+        elif means:
+            found[column] = Scale(column, 0.01, 1, COLUMNS[column][1] in SIGNED)
+    return found
+
+
+def to_markdown(groups, differing=()):
     """The report as Markdown: a row per group, its floor in the row below.
 
     Parameters
     ----------
     groups : dict
         What `aggregate` returns.
+    differing : sequence of str
+        What `differences` returns.
 
     Returns
     -------
     str
-        Table, legend, and the seeds that are missing.
+        Table and legend; then the seeds that are missing and what else differs, where there is such a thing.
     """
-    rows = [["Dataset", "Encoder", "Method", *COLUMNS]]
-    for (dataset, encoder, method), cells in groups.items():
-        rows.append([dataset, encoder, method, *(_mean_and_spread(cell, name) for name, cell in cells.items())])
-        rows.append(["", "", "floor", *(_percent(cell["floor"], _is_signed(name)) for name, cell in cells.items())])
+    shown = scales(groups)
+    rows = [["Dataset", "Encoder", "Method", "Seeds", *(scale.title for scale in shown.values())]]
+    for group, cells in groups.items():
+        n = len(_seeds(cells))
+        values = (_mean_and_spread(cells[column], scale, n) for column, scale in shown.items())
+        floors = ("" if column in COSTS else scale.text(cells[column]["floor"]) for column, scale in shown.items())
+        rows += [[group.dataset, group.encoder, group.label, str(n), *values], ["", "", "floor", "", *floors]]
+    parts = [_table(rows), LEGEND]
+    parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
+    parts[1] += COST_NOTE if COSTS.keys() & shown.keys() else ""
+    for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
+        if lines:
+            parts.append(f"{title}:\n\n" + "".join(f"- {line}\n" for line in lines))
+    return "\n".join(parts)
+
+
+def _mean_and_spread(cell, scale, n_seeds):
+    n = len(cell["values"])
+    spread = f" ± {scale._replace(signed=False).text(cell['std'])}" if n > 1 else ""
+    return f"{scale.text(cell['mean'])}{spread}" + (f" ({n})" if 0 < n < n_seeds else "")
+
+
+def _table(rows):
+    """A Markdown table that is aligned as plain text too: the three columns of names to the left, numbers right."""
     rows = [[text.replace("|", "\\|") for text in row] for row in rows]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    # Text to the left, numbers to the right.
     ruler = ["-" * width if k < 3 else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
-    lines = [_aligned(row, widths) for row in rows]
-    lines.insert(1, _aligned(ruler, widths))
-    missing = missing_seeds(groups)
-    notes = "\nSeeds missing:\n\n" + "".join(f"- {line}\n" for line in missing) if missing else ""
-    return "\n".join(lines) + "\n\n" + LEGEND + notes
-
-
-def _aligned(row, widths):
-    cells = (text.ljust(w) if k < 3 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths, strict=True)))
-    return "| " + " | ".join(cells) + " |"
-
-
-def _is_signed(column):
-    return COLUMNS[column][1] in SIGNED
-
-
-def _mean_and_spread(cell, column):
-    n = len(cell["values"])
-    if not n:
-        return "–"
-    spread = f" ± {100 * cell['std']:.1f}" if n > 1 else ""
-    return f"{_percent(cell['mean'], _is_signed(column))}{spread} ({n} seed{'s' if n > 1 else ''})"
-
-
-def _percent(value, signed=False):
-    """A fraction in percent, one digit; an en dash for NaN; never -0.0."""
-    if not math.isfinite(value):
-        return "–"
-    value = round(100 * value, 1) + 0.0
-    return f"{value:+.1f}" if signed and value else f"{value:.1f}"
+    return "".join(
+        "| " + " | ".join(c.ljust(w) if k < 3 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |\n"
+        for row in (rows[0], ruler, *rows[1:])
+    )  # fmt: skip
 
 
 def to_csv(groups):
-    """The report as CSV: one row per group and column, all digits, fractions, an empty field for NaN.
+    """The report as CSV: one row per group and column, all digits, an empty field for what isn't known.
 
     Parameters
     ----------
@@ -261,21 +426,23 @@ def to_csv(groups):
     Returns
     -------
     str
-        The file's text. Columns without any run are left out; ``seeds`` and ``values`` are lists with spaces between.
+        The file's text: fractions, seconds and bytes; ``offline`` is 0 or 1, ``seeds`` and ``values`` are lists with
+        spaces between. Columns without any value are left out.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "encoder", "method", "column", "mean", "std", "n", "floor", "seeds", "values"])
+    names = ["dataset", "encoder", "method", "offline", "column", "mean", "std", "floor", "n_seeds", "seeds", "values"]
+    writer.writerow(names)
     for group, cells in groups.items():
         for column, cell in cells.items():
             if cell["values"]:
-                mean, std, floor = ("" if math.isnan(cell[key]) else cell[key] for key in ("mean", "std", "floor"))
+                numbers = ("" if math.isnan(cell[key]) else cell[key] for key in ("mean", "std", "floor"))
                 lists = (" ".join(map(str, cell[key])) for key in ("seeds", "values"))
-                writer.writerow([*group, column, mean, std, len(cell["values"]), floor, *lists])
+                writer.writerow([*group[:3], int(group.offline), column, *numbers, len(cell["values"]), *lists])
     return text.getvalue()
 
 
-def write_report(groups, folder):
+def write_report(groups, folder, differing=()):
     """Write ``report.md``, ``report.csv`` and ``report.png``.
 
     Parameters
@@ -284,18 +451,26 @@ def write_report(groups, folder):
         What `aggregate` returns.
     folder : str or Path
         Where to; made if missing.
+    differing : sequence of str
+        What `differences` returns.
     """
     from utils.figures import plot_report
 
-    folder = Path(folder)
-    write_atomically(folder / "report.md", to_markdown(groups))
+    folder, shown = Path(folder), scales(groups)
+    panels, ceilings = {}, set()
+    for group, cells in groups.items():
+        panel = panels.setdefault(f"{group.dataset}, {group.encoder}", {})
+        panel[group.label] = {
+            (scale.title if column in COSTS else f"{scale.title}, %"): (
+                [value / scale.unit for value in cells[column]["values"]],
+                cells[column]["floor"] / scale.unit,
+            )
+            for column, scale in shown.items()
+        }
+        ceilings |= {group.label} if group.offline else set()
+    plot_report(panels, folder / "report.png", ceilings)
+    write_atomically(folder / "report.md", to_markdown(groups, differing))
     write_atomically(folder / "report.csv", to_csv(groups))
-    panels = {}
-    for (dataset, encoder, method), cells in groups.items():
-        shown = {name: (cells[name]["values"], cells[name]["floor"]) for name in PROTOCOL_NAMES.values()}
-        panel = panels.setdefault(f"{dataset}, {encoder}", {})
-        panel[method] = {name: cell for name, cell in shown.items() if cell[0]}
-    plot_report(panels, folder / "report.png", tuple(PROTOCOL_NAMES.values()))
 
 
 # A few runs on the terminal
@@ -320,8 +495,8 @@ def summarise(run_folders):
     InputError
         See `load_runs`; also if an accuracy table is missing or unreadable.
     """
-    order = list(PROTOCOL_NAMES)
-    runs = sorted(load_runs(run_folders), key=lambda run: order.index(run.protocol))
+    order = list(PROTOCOL_NAMES | OWN_TEST)
+    runs = sorted(load_runs(run_folders, own_tests=True), key=lambda run: order.index(run.protocol))
     by_encoder = {}
     for run in runs:
         by_encoder.setdefault((run.dataset, run.encoder, run.method, f"seed {run.seed}"), []).append(run)
@@ -341,13 +516,15 @@ def _one_run(run):
         table, task_names = read_table(file)
     except (OSError, ValueError) as error:
         raise InputError(f"No accuracy table for {run.folder}: {error}") from None
+    task_names = [textwrap.shorten(name, 30, placeholder=" ...") for name in task_names]
     widths = [max(6, len(name)) for name in task_names]
-    name = PROTOCOL_NAMES[run.protocol]
-    name += f" ({run.protocol})" if name.lower() != run.protocol else ""
+    name = (PROTOCOL_NAMES | OWN_TEST)[run.protocol]
+    name += f" ({run.protocol})" if name.lower() != run.protocol and run.protocol in PROTOCOL_NAMES else ""
     lines = [f"{name}: accuracy in %, rows = encoders, columns = test tasks"]
     lines.append("  " + "after".ljust(8) + "  ".join(name.rjust(w) for name, w in zip(task_names, widths, strict=True)))
+    percent = Scale("accuracy", 0.01, 1)
     for i, row in enumerate(table):
-        cells = (_percent(cell).replace("–", "").rjust(w) for cell, w in zip(row, widths, strict=True))
+        cells = (percent.text(cell).replace("–", "").rjust(w) for cell, w in zip(row, widths, strict=True))
         lines.append(("  " + f"task {i}".ljust(8) + "  ".join(cells)).rstrip())
     shown = {"acc": "ACC", "micro_accuracy": "micro", "forgetting": "forgetting", "bwt": "BWT", "fwt": "FWT"}
     known = {metric: label for metric, label in shown.items() if math.isfinite(run.metrics[metric])}
@@ -359,7 +536,8 @@ def _one_run(run):
 
 
 def _beside_floor(run, metric, label):
-    value, floor = (_percent(values[metric], metric in SIGNED) for values in (run.metrics, run.floor))
+    percent = Scale(label, 0.01, 1, metric in SIGNED)
+    value, floor = (percent.text(values[metric]) for values in (run.metrics, run.floor))
     return f"{label} {value} (floor {floor})"
 
 
@@ -393,10 +571,11 @@ def main(arguments=None):
         if options.summary:
             print(summarise(options.runs), end="")
         else:
-            groups = aggregate(load_runs(options.runs))
+            runs = load_runs(options.runs)
+            groups, differing = aggregate(runs), differences(runs)
             if options.output:
-                write_report(groups, options.output)
-            print(to_markdown(groups), end="")
+                write_report(groups, options.output, differing)
+            print(to_markdown(groups, differing), end="")
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 from datasets.selection import PROTOCOLS
 from utils import figures
+from utils.costs import read_costs
 from utils.files import write_atomically
 from utils.metrics import (
     accuracy_table,
@@ -22,22 +24,24 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
-def save_results(results, hparams, data, trained, settings):
-    """Write everything that `linclf_train.py` promises, and print the summary.
+def save_results(results, hparams, data, trained, settings, encoders=()):
+    """Write everything that `linclf_train.py` promises, and `sup_train.py` for its own test; print the summary.
 
     Parameters
     ----------
     results : dict
-        As `utils.probe.evaluate_encoders` returns it.
+        As `utils.probe.evaluate_encoders` or `utils.testing.TaskTests.results` returns it.
     hparams : dict
     data : datasets.prepare.Data
     trained : dict of str to str
         Settings of the encoder's run.
     settings : dict of str to str
         Settings of this run.
+    encoders : sequence of str
+        The encoders' task folders, in order, where another run has trained them.
     """
-    folder, kind = hparams["output_folder"], hparams["linclf_train_type"]
-    protocol = PROTOCOLS[kind]
+    folder, kind = hparams["output_folder"], hparams.get("linclf_train_type", "sup")
+    protocol = PROTOCOLS["seen" if kind == "sup" else kind]  # that test is of the tasks so far too
     task_of_class = np.full(len(data.classes), -1)
     task_of_class[data.rows["label"]] = data.rows["task"]
     tasks = [list(protocol.test_tasks(t, data.n_tasks)) for t in range(len(results["trained"]))]
@@ -51,19 +55,33 @@ def save_results(results, hparams, data, trained, settings):
         write_table(os.path.join(folder, file), tables[name], names)
     record = {
         "protocol": kind,
-        "method": hparams["method"] or trained.get("experiment_name", "encoder"),
+        "method": hparams.get("method") or trained.get("experiment_name", "encoder"),
         "encoder": hparams["encoder"],
         "dataset": data.source,
         "seed": int(trained.get("seed", hparams["seed"])),
         "metrics": metrics["trained"],
         "floor": metrics["floor"],
         "clips_embedded": results["n_embedded"],
+        **_training(encoders, hparams, trained, len(results["trained"])),
         "seconds": sum(r["seconds"] for r in results["trained"] + results["floor"][: 1 if kind == "full" else None]),
     }
     write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
     _save_confusion(folder, confusions, data.classes)
     _draw(folder, tables, confusions, tasks, task_of_class, data, record, same)
     logger.info("\n%s", summarise([folder]))
+
+
+def _training(encoders, hparams, trained, n_encoders):
+    """How the encoders were trained: on how many tasks, at what cost and on what. None: their run doesn't say."""
+    save = Path(encoders[0]).absolute().parent if encoders else Path(hparams["save_folder"])
+    costs = read_costs(save.parent) or {}
+    return {
+        "encoder_tasks": len(list(save.glob("train_task*_raw.csv"))) or n_encoders,  # also of tasks still to come
+        "train_seconds": costs.get("train_seconds"),
+        "peak_memory_bytes": costs.get("peak_memory_bytes"),
+        "train_device": costs.get("device"),
+        "train_precision": trained.get("precision"),
+    }
 
 
 def _metrics(table, last_confusion, floor_table, kind, same):
@@ -90,7 +108,8 @@ def _save_confusion(folder, confusions, classes):
 
 
 def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
-    kind, name = record["protocol"], PROTOCOLS[record["protocol"]].name
+    kind = record["protocol"]
+    name = "its own classifier" if kind == "sup" else PROTOCOLS[kind].name
     title = f"{record['method']} on {record['dataset']}, {name}"
     path = os.path.join
     figures.plot_accuracy_table(

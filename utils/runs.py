@@ -29,7 +29,8 @@ HARMLESS |= {"extra_logger"}
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 # What an encoder was trained with and must be judged with.
-ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "compute_features", "mean_var_norm")
+ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm")
+ENCODER_KEYS += ("compute_features", "mean_var_norm")
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 _locks = []  # kept until the process ends
 
@@ -51,9 +52,9 @@ def run_settings(hparams_file, overrides, run_opts, hparams):
             yaml.dump({key: value}, out)
             lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
             settings[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
-    for key in {"data_folder", "ssl_checkpoints_dir"} & settings.keys():
-        settings[key] = os.path.realpath(hparams[key])
-    if "task_classes" in hparams:  # however it was written
+    for key in {"data_folder", "ssl_checkpoints_dir", "pretrained_weights"} & settings.keys():
+        settings[key] = os.path.realpath(hparams[key]) if hparams[key] else "null"
+    if "task_classes" in hparams and not callable(hparams["task_classes"]):  # however it was written
         settings["task_classes"] = json.dumps(hparams["task_classes"])
     for option in sorted(run_opts.overridden_args - HARMLESS_OPTIONS):
         settings[option] = str(run_opts[option])
@@ -208,11 +209,11 @@ def find_checkpoints(path):
     base = os.path.dirname(path) if os.path.basename(path) == "save" else path
     for save in (path, os.path.join(path, "save")):
         if os.path.isdir(os.path.join(save, "task0")):
-            return _tasks_of(save)
+            return _tasks_of(os.path.abspath(save))
     names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
     runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
     if len(runs) == 1:
-        return _tasks_of(os.path.join(base, runs[0], "save"))
+        return _tasks_of(os.path.abspath(os.path.join(base, runs[0], "save")))
     if runs:
         raise InputError(f"{base} holds several runs, name one in ssl_checkpoints_dir: {', '.join(runs)}.")
     raise InputError(f"No checkpoint in {path}: is ssl_checkpoints_dir the encoder's save folder?")

@@ -1,0 +1,124 @@
+"""TAU Urban Acoustic Scenes 2019, development set (Mesaros, Heittola, Virtanen, DCASE 2018): 14,400 clips of 10 s.
+
+Ten scenes in ten European cities; fold 1 has 9,185 training clips from 325 locations and 4,185 test clips from 149
+others. Reads the published layout: ``audio/*.wav`` (48 kHz, 24 bit, stereo) and ``evaluation_setup/fold1_*.csv``, from
+the archives ``TAU-urban-acoustic-scenes-2019-development.audio.{1..21}.zip`` and ``.meta.zip`` (Zenodo 2589280).
+"""
+
+import logging
+import os
+
+from datasets.errors import InputError
+from datasets.table import hold_out, listing, read_metadata, refuse
+
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "TAU19"
+ARCHIVES = "TAU-urban-acoustic-scenes-2019-development"
+SCENES = (
+    "airport",
+    "bus",
+    "metro",
+    "metro_station",
+    "park",
+    "public_square",
+    "shopping_mall",
+    "street_pedestrian",
+    "street_traffic",
+    "tram",
+)  # alphabetical; a scene's place is its label, whichever are there
+TEST_FILES = ("fold1_evaluate.csv", "fold1_test.csv")  # the same clips; the second has no scenes
+NAME = r"^(?:.*/)?(?P<scene>[^-/]+)-(?P<city>[^-/]+)-(?P<location>\d+)-\d+-\w+\.\w+$"
+VALID_SHARE = 0.1  # of each scene's training locations
+
+
+def load(data_folder, valid_from="train", seed=2022):
+    """Read the metadata of fold 1 into a table of clips.
+
+    Parameters
+    ----------
+    data_folder : str
+        The unpacked ``TAU-urban-acoustic-scenes-2019-development`` folder.
+    valid_from : str
+        "train" holds out a tenth of each scene's training locations; "test" trains on all of them and validates on the
+        test clips. The latter is the published setting, for comparison only: its best epoch is picked on the test set.
+    seed : int
+        Draws the locations that are held out.
+
+    Returns
+    -------
+    rows : pandas.DataFrame
+        One row a clip and split: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"),
+        `location` (scene, city and number); `attrs["source"]` names the data set.
+    classes : list of str
+        The ten scenes, alphabetical; a scene's place is its label.
+
+    Raises
+    ------
+    InputError
+        A folder or file is missing, a row is malformed, a scene unknown, a location in both files, or `valid_from` is
+        neither "train" nor "test".
+    """
+    if valid_from not in list(VALID_FROM):
+        raise InputError(f"valid_from is {valid_from!r}: choose one of {', '.join(VALID_FROM)}.")
+    train = _read(data_folder, "fold1_train.csv")
+    setup = os.path.join(data_folder, "evaluation_setup")
+    test_file = next((name for name in TEST_FILES if os.path.isfile(os.path.join(setup, name))), TEST_FILES[0])
+    test = _read(data_folder, test_file)
+    shared = sorted(set(train["location"]) & set(test["location"]))
+    if shared:
+        raise InputError(
+            f"{setup}: fold1_train.csv and {test_file} share {len(shared)} locations, such as {shared[0]}, so the test "
+            f"would flatter. Unpack {ARCHIVES}.meta.zip again."
+        )
+    if not os.path.isdir(os.path.join(data_folder, "audio")):
+        raise InputError(
+            f"audio/ is not in data_folder {data_folder}, which holds {listing(data_folder)}: unpack "
+            f"{ARCHIVES}.audio.1.zip to .audio.21.zip there."
+        )
+    train, valid = VALID_FROM[valid_from](train, test, seed)
+    parts = {"train": train, "valid": valid, "test": test}
+    rows = pd.concat([part.assign(split=split) for split, part in parts.items()], ignore_index=True)
+    rows = rows[["wav_path", "class_name", "split", "location"]]
+    rows.attrs["source"] = SOURCE
+    return rows, list(SCENES)
+
+
+def _read(data_folder, name):
+    """One file of the evaluation set-up: `wav_path`, `class_name`, `location`."""
+    name = f"evaluation_setup/{name}"
+    hint = f"It is in {ARCHIVES}.meta.zip."
+    meta = read_metadata(data_folder, name, ("filename",), sep="\t", hint=hint)
+    path = os.path.join(data_folder, name)
+    parts = meta["filename"].str.extract(NAME)
+    refuse(path, meta, parts["scene"].isna(), "a filename not like audio/<scene>-<city>-<location>-<segment>-a.wav")
+    scenes = meta["scene_label"] if "scene_label" in meta else parts["scene"]
+    refuse(path, meta, ~scenes.isin(SCENES), f"a scene that is none of {', '.join(SCENES)}")
+    refuse(path, meta, meta["filename"].duplicated(), "a clip that an earlier line has")
+    location = parts["scene"] + "-" + parts["city"] + "-" + parts["location"]
+    return pd.DataFrame({"wav_path": meta["filename"], "class_name": scenes, "location": location})
+
+
+def _locations_held_out(train, test, seed):
+    """Train and validation clips from different locations: clips of one place are near copies of each other."""
+    held = set()
+    for scene, locations in train.groupby("class_name")["location"]:
+        if locations.nunique() == 1:
+            raise InputError(
+                f"fold1_train.csv has all clips of {scene} from one location, so none can be held out for validation: "
+                "unpack the whole evaluation_setup, or set valid_from to test."
+            )
+        held |= hold_out(locations, VALID_SHARE, seed)
+    is_valid = train["location"].isin(held)
+    return train[~is_valid], train[is_valid]
+
+
+def _published(train, test, seed):
+    """All of fold1_train, and the test clips for validation."""
+    logger.warning("valid_from=test: the best epoch is picked on the test set, so its accuracy flatters.")
+    return train, test
+
+
+VALID_FROM = {"train": _locations_held_out, "test": _published}

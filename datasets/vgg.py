@@ -1,0 +1,181 @@
+"""VGGSound (Chen, Xie, Vedaldi, Zisserman, ICASSP 2020): about 190,000 clips of 10 s from YouTube, in 309 classes.
+
+Reads two layouts, both with whatever clips are there, since many are gone from the web:
+
+    {train,test}/<class>/*.<ext>              also below a folder vgg-sound-16k/
+    vggsound.csv, <id>_<start>.<ext>          the metadata as published, and clips beside it or in audio/
+
+Labels are those of vgg_labels.csv, so that a class has one number whichever clips are there.
+"""
+
+import csv
+import difflib
+import logging
+import os
+import re
+
+from datasets.errors import InputError
+from datasets.table import hold_out, listing, read_metadata, refuse
+
+import pandas as pd
+import soundfile
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "VGGSound"
+LABELS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "vgg_labels.csv")
+METADATA = "vggsound.csv"
+COLUMNS = ("youtube_id", "start", "label", "split")
+BELOW = "vgg-sound-16k"
+SPLITS = ("train", "test")
+UNLISTED = "extending ladders"  # in copies of vggsound.csv, but not in the paper's list of classes: left out
+MORE_THAN = 10  # clips that a class needs in train and in test
+VALID_SHARE = 0.2  # of each class's training clips
+READABLE = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
+
+
+def load(data_folder, seed=2022):
+    """Read which clips are there into a table.
+
+    Parameters
+    ----------
+    data_folder : str
+        Holds one of the two layouts, or a folder ``vgg-sound-16k`` that does.
+    seed : int
+        Draws the fifth of each class's training clips that validates.
+
+    Returns
+    -------
+    rows : pandas.DataFrame
+        One row a clip of a class with more than 10 train and more than 10 test clips: `wav_path` (below the data
+        folder), `class_name` (as published), `split` ("train", "valid", "test"); `attrs["source"]` names the data set.
+        Both layouts give the same clips the same order and split.
+    classes : list of str
+        All 309 class names, alphabetical; a class's place is its label.
+
+    Raises
+    ------
+    InputError
+        Neither layout is there, or no clip of it; a malformed row; an unknown class; or no class with enough clips.
+    """
+    classes = class_names()
+    below = BELOW + "/" if os.path.isdir(os.path.join(data_folder, BELOW)) else ""
+    folder = os.path.normpath(os.path.join(data_folder, below))
+    if all(os.path.isdir(os.path.join(folder, split)) for split in SPLITS):
+        clips = _from_folders(folder, classes)
+    elif os.path.isfile(os.path.join(folder, METADATA)):
+        clips = _from_csv(folder, classes)
+    else:
+        raise InputError(
+            f"data_folder {data_folder} has neither the folders train/ and test/ nor {METADATA}, nor has {BELOW}/ in "
+            f"it; found {listing(folder)}."
+        )
+    clips = _with_enough_clips(clips, classes, folder)
+    clips = clips.sort_values(["class_name", "clip_id"], ignore_index=True)
+    rows = pd.DataFrame(
+        {"wav_path": below + clips["wav_path"], "class_name": clips["class_name"], "split": _split(clips, seed)}
+    )
+    rows.attrs["source"] = SOURCE
+    return rows, classes
+
+
+def class_names():
+    """The 309 published names, alphabetical."""
+    with open(LABELS, encoding="utf-8", newline="") as file:
+        return [row[0] for row in csv.reader(file)]
+
+
+def _key(name):
+    """What is left of a class name on every file system: letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _published_names(names, classes, where):
+    """The published name of each class name found."""
+    by_key = {_key(name): name for name in (*classes, UNLISTED)}
+    for name in names:
+        if _key(name) not in by_key:
+            near = by_key[difflib.get_close_matches(_key(name), by_key, n=1, cutoff=0)[0]]
+            raise InputError(f"{where}: {name!r} is no class of VGGSound; the nearest is {near!r}.")
+    return {name: by_key[_key(name)] for name in names}
+
+
+def _entries(folder):
+    """The names in a folder, sorted, without hidden ones; one system call, whatever the number of files."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"Can't read the folder {folder} ({error.strerror}).") from error
+
+
+def _audio(folder):
+    """The audio files in a folder by their names without extension, in order."""
+    files = {}
+    for name in _entries(folder):
+        stem, extension = os.path.splitext(name)
+        if extension.lower() in READABLE:
+            files.setdefault(stem, name)  # a clip that is there in two formats is one clip
+    return files
+
+
+def _from_folders(folder, classes):
+    """Clips of ``{train,test}/<class>/*``: `clip_id`, `wav_path` (below the folder), `class_name`, `split`."""
+    clips = []
+    for split in SPLITS:
+        place = os.path.join(folder, split)
+        names = [name for name in _entries(place) if os.path.isdir(os.path.join(place, name))]
+        for name, class_name in _published_names(names, classes, place).items():
+            files = _audio(os.path.join(place, name))
+            clips += [(stem, f"{split}/{name}/{file}", class_name, split) for stem, file in files.items()]
+    return pd.DataFrame(clips, columns=["clip_id", "wav_path", "class_name", "split"])
+
+
+def _from_csv(folder, classes):
+    """The same of the clips that vggsound.csv lists and that are there."""
+    path = os.path.join(folder, METADATA)
+    meta = read_metadata(folder, METADATA, COLUMNS, integers=("start",), header=False)
+    refuse(path, meta, ~meta["split"].isin(SPLITS), f"a split that is none of {', '.join(SPLITS)}", header=False)
+    meta["class_name"] = meta["label"].map(_published_names(meta["label"].unique(), classes, path))
+    meta["clip_id"] = meta["youtube_id"] + "_" + meta["start"].map("{:06d}".format)
+    files = {}
+    for place in ("audio/", ""):
+        if os.path.isdir(os.path.join(folder, place)):
+            files |= {stem: place + name for stem, name in _audio(os.path.join(folder, place)).items()}
+    meta["wav_path"] = meta["clip_id"].map(files)
+    gone = meta["wav_path"].isna()
+    if gone.all():
+        raise InputError(
+            f"None of the {len(meta)} clips of {path} is there: expected files like {meta['clip_id'][0]}.wav beside it "
+            f"or in audio/; found {listing(folder)}."
+        )
+    logger.info("%d of %d clips of %s are not there", gone.sum(), len(meta), METADATA)
+    # Of a clip that is listed twice, as a test clip if it is one: "test" sorts before "train".
+    meta = meta[~gone].sort_values("split", kind="stable").drop_duplicates("clip_id")
+    return meta[["clip_id", "wav_path", "class_name", "split"]]
+
+
+def _with_enough_clips(clips, classes, folder):
+    """The clips of the classes that take part."""
+    counts = clips.groupby(["class_name", "split"]).size().unstack(fill_value=0).reindex(columns=SPLITS, fill_value=0)
+    enough = (counts > MORE_THAN).all(axis=1) & counts.index.isin(classes)
+    out = counts[~enough]
+    if not enough.any():
+        raise InputError(
+            f"{folder}: no class has more than {MORE_THAN} train and more than {MORE_THAN} test clips; found "
+            f"{counts['train'].sum()} train and {counts['test'].sum()} test clips of {len(counts)} classes."
+        )
+    if len(out):
+        logger.info(
+            "%d clips are left out, of %d classes with at most %d train or test clips or not among the %d: %s",
+            out.to_numpy().sum(), len(out), MORE_THAN, len(classes), "; ".join(out.index),
+        )  # fmt: skip
+    return clips[clips["class_name"].isin(counts.index[enough])]
+
+
+def _split(clips, seed):
+    """The split of each clip, with a share of each class's training clips held out for validation."""
+    held = []
+    for _, ids in clips[clips["split"] == "train"].groupby("class_name")["clip_id"]:
+        held.extend(ids.index[ids.isin(hold_out(ids.tolist(), VALID_SHARE, seed))])
+    return clips["split"].mask(clips.index.isin(held), "valid")

@@ -1,0 +1,174 @@
+"""Published weights as a starting point for the encoder, read from a local file; nothing here downloads.
+
+Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, which bring their front end and
+so the settings to train with. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained
+here, which says nothing about settings.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from datasets.errors import InputError
+from models.features import PANN_FRONT_ENDS, PANNFeatures
+from models.pann import CNN14_CHANNELS
+
+import torch
+
+STFT = "spectrogram_extractor.stft.conv_real.weight"  # [window / 2 + 1, 1, window]
+PANNS = {512: ("PANN Cnn14_16k", "pann_16k"), 1024: ("PANN Cnn14", "pann_32k")}  # window in samples: kind, front end
+NOT_ENCODER = ("spectrogram_extractor.", "logmel_extractor.", "fc1.", "fc_audioset.")
+FRONT_END_TOLERANCE = 1e-3  # of the largest weight: versions of librosa differ by less, another frequency range by more
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of an encoder, and what they demand.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    kind : str
+        "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain".
+    state : dict of str to torch.Tensor
+        By the names that the encoders of `models.encoders` have for them.
+    settings : dict
+        The configuration keys and values without which the weights don't mean what they were trained to mean.
+    """
+
+    path: str
+    kind: str
+    state: dict = field(repr=False)
+    settings: dict
+
+
+def read_pretrained(path):
+    """Read a file of weights, running no code from it.
+
+    Of a PANN, `fc1` and `fc_audioset` are left out: the embedding here is what comes before them, the pooled output of
+    the last block. PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
+
+    Parameters
+    ----------
+    path : str
+        A state dict, bare or under the key "model".
+
+    Returns
+    -------
+    Pretrained
+        On the CPU.
+
+    Raises
+    ------
+    InputError
+        No such file, a damaged one, one that holds more than tensors, one of another layout, or a PANN with a front
+        end that is neither of `models.features.PANN_FRONT_ENDS`.
+    """
+    content = _load(path)
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        for signature, build in LAYOUTS:
+            if signature <= state.keys():
+                return build(path, state)
+    raise InputError(
+        f"{path} is neither of a PANN (bn0.*, conv_block1.*, spectrogram_extractor.*, logmel_extractor.*) nor of "
+        "SpeechBrain's Cnn14 (norm0.*, conv_block1.*) or ECAPA_TDNN (blocks.0.*, fc.*): give weights of one of these"
+    )
+
+
+def load_pretrained(pretrained, embedding_model):
+    """Put pretrained weights into an encoder: all of them, or none where one doesn't fit.
+
+    Parameters
+    ----------
+    pretrained : Pretrained or str
+        What `read_pretrained` returned, or a path for it.
+    embedding_model : torch.nn.Module
+        Changed in place.
+
+    Raises
+    ------
+    InputError
+        As `read_pretrained`; or a weight that only one side has, or that has another shape. The first is named.
+    """
+    if not isinstance(pretrained, Pretrained):
+        pretrained = read_pretrained(pretrained)
+    there, here = pretrained.state, embedding_model.state_dict()
+    for name in {**here, **there}:
+        shapes = [list(side[name].shape) if name in side else "missing" for side in (there, here)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{pretrained.path} does not fit the encoder ({name} is {shapes[0]} there, {shapes[1]} here): "
+                "set encoder, emb_dim, n_mels and emb_norm_type to what it was trained with"
+            )
+    embedding_model.load_state_dict(there)
+
+
+def _load(path):
+    """What a file holds, if that is tensors and plain containers."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: give the file of weights in it")
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist: check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything, KeyError included
+        refused = re.search(r"\bGLOBAL (\S+)", str(error))  # of the two texts that name an object not allowed
+        if refused is None:
+            kind = type(error).__name__
+            raise InputError(f"{path} can't be read as weights ({kind}): it is damaged or no checkpoint") from error
+        raise InputError(
+            f"{path} holds other objects than tensors ({refused[1]}), and loading those can run code: if you trust it, "
+            f"extract its weights: torch.save(torch.load({str(path)!r}, weights_only=False)['model'], 'weights.pth')"
+        ) from error
+
+
+def _from_pann(path, state):
+    """The encoder's part of a published PANN, once its front end is known to be one that is here."""
+    window = state[STFT].shape[-1]
+    if window not in PANNS:
+        known = " or ".join(f"{kind.split()[1]} ({size})" for size, (kind, _) in PANNS.items())
+        raise InputError(f"{path} is a PANN with a window of {window} samples: use {known}")
+    kind, front_end = PANNS[window]
+    _check_front_end(path, state, front_end)
+    last = [f"conv_block{i}.conv2.weight" for i in range(1, len(CNN14_CHANNELS) + 1)]
+    lacking = [name for name in last if name not in state]
+    if lacking:
+        raise InputError(f"{path} is another PANN than Cnn14 (it has no {lacking[0]}): use Cnn14_16k or Cnn14")
+    *channels, emb_dim = (len(state[name]) for name in last)
+    settings = {"emb_dim": emb_dim, "emb_norm_type": "bn", "front_end": front_end, "mean_norm": False}
+    settings |= {key: PANN_FRONT_ENDS[front_end][key] for key in ("n_mels", "sample_rate")}
+    if tuple(channels) == CNN14_CHANNELS[:-1]:
+        settings["encoder"] = "cnn14"
+    kept = {_our_name(key): tensor for key, tensor in state.items() if not key.startswith(NOT_ENCODER)}
+    return Pretrained(path, kind, kept, settings)
+
+
+def _check_front_end(path, state, name):
+    """Raise if a PANN was trained on other features than the front end `name` computes."""
+    for key, ours in PANNFeatures(**PANN_FRONT_ENDS[name]).state_dict().items():
+        theirs = state.get(key)
+        fits = theirs is not None and theirs.shape == ours.shape
+        if not fits or not torch.allclose(theirs.to(ours), ours, rtol=0, atol=FRONT_END_TOLERANCE * float(ours.max())):
+            raise InputError(
+                f"{path} was trained on other features than front_end {name} computes ({key} differs): "
+                "use the published Cnn14_16k or Cnn14"
+            )
+
+
+def _our_name(key):
+    """bn0.weight -> norm0.weight, conv_block1.bn2.bias -> conv_block1.norm2.bias."""
+    return re.sub(r"(^|\.)bn(?=\d\.)", r"\1norm", key)
+
+
+def _from_speechbrain(path, state):
+    """Names and shapes as they are: whether they fit, the encoder decides."""
+    return Pretrained(path, "SpeechBrain", dict(state), {})
+
+
+LAYOUTS = (  # names that tell a layout, and its reader
+    ({"bn0.weight", "conv_block1.conv1.weight", STFT, "logmel_extractor.melW"}, _from_pann),
+    ({"norm0.weight", "conv_block1.conv1.weight"}, _from_speechbrain),
+    ({"blocks.0.conv.conv.weight", "fc.conv.weight"}, _from_speechbrain),
+)

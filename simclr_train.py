@@ -1,0 +1,66 @@
+"""Train an encoder on a stream of sound classes without labels, by SimCLR.
+
+SimCLR (Chen et al., ICML 2020, arXiv 2002.05709) over a stream of tasks, as in "Learning Representations for New Sound
+Classes With Continual Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), section II: two views
+of a clip attract each other, those of the batch's other clips repel.
+
+    python simclr_train.py hparams/simclr_train.yaml --data_folder=UrbanSound8K --output_base=results
+
+hparams/simclr_train.yaml trains an ECAPA-TDNN on UrbanSound8K in classID order; hparams/{us8k,tau19,vgg,esc50,demo}/
+have one for each data set. The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/task<t>;
+linclf_train.py judges them. The same command again goes on where it stopped. Keys that matter: encoder (with emb_dim),
+temperature, replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_epochs, pretrained_weights.
+
+"Results" in the README has the commands, times and figures of the runs on ESC-10.
+"""
+
+from datasets.prepare import DATA_KEYS, prepare
+from utils.brain import TaskBrain
+from utils.config import load_config, parse_arguments, user_errors
+from utils.loop import plan_tasks, train_tasks
+from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
+
+import speechbrain as sb
+
+
+class SimCLR(TaskBrain):
+    """NT-Xent on the two views. Legend: B clips, D embedding features."""
+
+    def compute_forward(self, batch, stage):
+        """Predictor outputs of both views."""
+        batch = batch.to(self.device)
+        h1 = self.embed_view(batch.view1, stage)  # [B, D]
+        h2 = self.embed_view(batch.view2, stage)  # [B, D], on its own: batch statistics are per view
+        z1 = self.modules.predictor(self.modules.projector(h1))  # [B, D]
+        z2 = self.modules.predictor(self.modules.projector(h2))  # [B, D]
+        return z1, z2
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The loss, a scalar."""
+        z1, z2 = predictions
+        return self.weighted_sum({"ssl": self.hparams.ntxent_loss(z1, z2)}, {"ssl": 1.0})
+
+
+if __name__ == "__main__":
+    with user_errors():
+        # 1-2. Command line and YAML to objects.
+        hparams_file, run_opts, overrides = parse_arguments(__doc__)
+        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "ntxent_loss"))
+
+        # 3. Another run's folder is refused.
+        settings = run_settings(hparams_file, overrides, run_opts, hparams)
+        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+
+        # 4-5. Metadata to a table of clips with tasks; their samples in the store.
+        data = prepare(*(hparams[key] for key in DATA_KEYS))
+        plan = plan_tasks(hparams, run_opts, data)
+
+        # 6. All input is good: the run's folder, with its settings and versions.
+        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
+        )
+        save_versions(hparams["output_folder"])
+
+        # 7-12. One Brain a task, from the weights of the task before.
+        train_tasks(SimCLR, hparams, run_opts, data, plan, hparams["modules"])

@@ -1,0 +1,67 @@
+"""The test of a classifier that is trained with its encoder. Legend: n clips, D embedding features, C classes."""
+
+import copy
+import logging
+import os
+import time
+
+from utils.checkpoints import load_weights
+from utils.config import effective_option
+from utils.embeddings import Embedder, EmbeddingCache
+from utils.probe import Embedded, confusion_matrix
+
+import numpy as np
+import speechbrain as sb
+
+logger = logging.getLogger(__name__)
+
+
+class TaskTests:
+    """Tests encoder and classifier after each task on all classes so far, and as they were before any training.
+
+    Whole clips pass the encoder once; their embeddings are kept where linclf_train.py finds them.
+
+    Parameters
+    ----------
+    hparams : dict
+        Uses `output_folder`, `eval_precision`, `embedding_batch_size`, `batch_size`.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    modules : dict of str to torch.nn.Module
+        With the weights before training: `classifier`, `embedding_model` and its front end.
+    """
+
+    def __init__(self, hparams, run_opts, data, modules):
+        self.data, self.network = data, {n: modules[n] for n in ("embedding_model", "classifier")}
+        self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
+        device = run_opts.device or sb.utils.distributed.infer_device()
+        precision = effective_option("eval_precision", hparams, run_opts)
+        parts = {n: modules[n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
+        self.embedder = Embedder(parts, device, hparams["embedding_batch_size"], precision)
+        self.cache = EmbeddingCache(os.path.join(hparams["output_folder"], "embeddings"))
+        self.rows = data.split("test")
+        if run_opts.debug:
+            self.rows = self.rows.groupby("task").head(run_opts.debug_batches * hparams["batch_size"])
+        self.trained = []
+
+    def __call__(self, task, folder):
+        """Test the network that task `task` has left in `folder`."""
+        load_weights(folder, self.network)
+        self.trained.append(self._test(task, f"test after task {task}"))
+        confusion = self.trained[-1]["confusion"]
+        accuracy = 100 * np.trace(confusion) / max(confusion.sum(), 1)
+        logger.info("task %d/%d: test accuracy on the classes so far %.1f %%", task + 1, self.data.n_tasks, accuracy)
+
+    def _test(self, task, what):
+        begun, rows = time.monotonic(), self.rows[self.rows["task"] <= task]
+        vectors = self.cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
+        clips = Embedded(vectors, rows["label"].to_numpy())
+        confusion = confusion_matrix(self.network["classifier"].eval(), clips, len(self.data.classes))  # [C, C]
+        return {"confusion": confusion, "seconds": time.monotonic() - begun}
+
+    def results(self):
+        """What `utils.results.save_results` takes; leaves the untrained weights in the network."""
+        for name, module in self.network.items():
+            module.load_state_dict(self.untrained[name])
+        floor = [self._test(task, "test of random weights") for task in range(len(self.trained))]
+        return {"trained": self.trained, "floor": floor, "n_embedded": self.embedder.n_embedded}
