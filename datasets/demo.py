@@ -33,8 +33,8 @@ RATES = {16000: 0.4, 22050: 0.3, 44100: 0.2, 48000: 0.1}  # Hz: share of the cli
 SUBTYPES = {"PCM_16": 0.88, "PCM_24": 0.12}
 STEREO = 0.12  # share of the clips
 FOREGROUND = 0.6  # share of the clips whose sound stands out (salience 1); the others' lie in the background (2)
-SNR = {1: (8.0, 25.0), 2: (0.0, 8.0)}  # dB, by salience
-VERSION = 1  # raise it when a change here changes the audio
+SNR = {1: (15.0, 35.0), 2: (5.0, 15.0)}  # dB, by salience
+VERSION = 2  # raise it when a change here changes the audio
 
 
 # ---------------------------------------------------------------- building blocks
