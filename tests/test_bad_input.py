@@ -254,12 +254,12 @@ def test_logger_that_is_not_installed(desk, monkeypatch):
 def test_placeholders_and_files(desk, tmp_path):
     desk.refused(["supclr_train.py", TRAIN_YAML], "data_folder is not set", "--data_folder=VALUE", TRAIN_YAML)
     desk.refused(["linclf_train.py", PROBE_YAML, f"--data_folder={desk.sounds}"], "ssl_checkpoints_dir is not set")
-    desk.refused(["supclr_train.py", TRAIN_YAML.with_name("nope.yaml")], "nope.yaml", "holds linclf_train.yaml, supclr")
+    desk.refused(["supclr_train.py", TRAIN_YAML.with_name("nope.yaml")], "nope.yaml", "holds linclf_train.yaml, simclr")
     desk.refused(["supclr_train.py", "--debug"], "No configuration file", "hparams/demo/supclr_train.yaml")
     desk.refused(["supclr_train.py", "--device", "cpu"], "No configuration file")
     desk.refused(["supclr_train.py", f"--data_folder={desk.sounds}"], "No configuration file")
     desk.refused(["supclr_train.py", TRAIN_YAML, "--debug", "foo"], "'foo'")
-    desk.refused(["supclr_train.py", PROBE_YAML, f"--data_folder={desk.sounds}"], "has no train_duration, ssl_loss")
+    desk.refused(["supclr_train.py", PROBE_YAML, f"--data_folder={desk.sounds}"], "has no ssl_weight: is it a configuration")
     desk.refused(["linclf_train.py", TRAIN_YAML, f"--data_folder={desk.sounds}"], "has no ssl_checkpoints_dir")
 
 
