@@ -259,7 +259,7 @@ def test_placeholders_and_files(desk, tmp_path):
     desk.refused(["supclr_train.py", "--device", "cpu"], "No configuration file")
     desk.refused(["supclr_train.py", f"--data_folder={desk.sounds}"], "No configuration file")
     desk.refused(["supclr_train.py", TRAIN_YAML, "--debug", "foo"], "'foo'")
-    desk.refused(["supclr_train.py", PROBE_YAML, f"--data_folder={desk.sounds}"], "has no ssl_weight: is it a configuration")
+    desk.refused(["supclr_train.py", PROBE_YAML, f"--data_folder={desk.sounds}"], "has no ssl_weight: is it")
     desk.refused(["linclf_train.py", TRAIN_YAML, f"--data_folder={desk.sounds}"], "has no ssl_checkpoints_dir")
 
 
