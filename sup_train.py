@@ -77,4 +77,4 @@ if __name__ == "__main__":
         modules = {**hparams["modules"], "classifier": classifier}
         tests = TaskTests(hparams, run_opts, data, modules)
         train_tasks(Supervised, hparams, run_opts, data, plan, modules, after_task=tests)
-        save_results(tests.results(), hparams, data, settings, settings)
+        save_results(tests.results(), hparams, data, settings, settings, tests.folders)

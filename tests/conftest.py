@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from datasets import demo
-from datasets.prepare import prepare
+from datasets.prepare import DATA_KEYS, prepare
 from utils.config import load_config, parse_arguments
 
 import numpy as np
@@ -84,8 +84,7 @@ class Lab:
         arguments = [str(REPO / "hparams" / yaml), *self.tiny, f"--data_folder={data or self.sounds}"]
         file, run_opts, overrides = parse_arguments("", [*arguments, f"--store_folder={self.store}", *map(str, args)])
         hparams = load_config(file, overrides)
-        keys = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder")
-        return hparams, run_opts, prepare(*(hparams[key] for key in keys))
+        return hparams, run_opts, prepare(*(hparams[key] for key in DATA_KEYS))
 
 
 @pytest.fixture(autouse=True)

@@ -155,14 +155,14 @@ def test_a_good_record_is_read_as_it_is(tmp_path, caplog):
 
 def test_an_evaluation_records_how_its_encoders_were_trained(tmp_path, monkeypatch, clock):
     """Three of five tasks are trained so far. Wherever the user stands, the encoders' own run folder is read."""
-    run, hparams = tmp_path / "run", {"save_folder": str(tmp_path / "evaluation" / "save")}
+    run = tmp_path / "run"
     for task in range(5):
         (run / "save" / f"task{task}").mkdir(parents=True)
         (run / "save" / f"train_task{task}_raw.csv").touch()
     train(run, clock, 60.0)
     for here, prefix in ((tmp_path, "run/save/"), (run / "save", "./"), (run / "save", "")):
         monkeypatch.chdir(here)
-        record = _training([f"{prefix}task{t}" for t in range(3)], hparams, {"precision": "bf16"}, 3)
+        record = _training([f"{prefix}task{t}" for t in range(3)], {"precision": "bf16"})
         assert record.pop("peak_memory_bytes") > 10 * MB
         expected = {"encoder_tasks": 5, "train_seconds": 60.0, "train_device": "cpu", "train_precision": "bf16"}
         assert record == expected
@@ -170,7 +170,7 @@ def test_an_evaluation_records_how_its_encoders_were_trained(tmp_path, monkeypat
 
 def test_what_is_not_known_of_an_encoders_training_is_null(tmp_path):
     """A folder of checkpoints and nothing else: as many tasks as there are encoders."""
-    record = _training([str(tmp_path / "save" / "task0")], {}, {}, 1)
+    record = _training([str(tmp_path / "save" / "task0")], {})
     assert record == dict.fromkeys(("train_seconds", "peak_memory_bytes", "train_device", "train_precision")) | {
         "encoder_tasks": 1
     }
@@ -178,4 +178,4 @@ def test_what_is_not_known_of_an_encoders_training_is_null(tmp_path):
 
 def test_a_trainers_own_test_records_its_own_training(tmp_path, clock):
     train(tmp_path, clock, 3.0)
-    assert _training((), {"save_folder": str(tmp_path / "save")}, {}, 2)["train_seconds"] == 3.0
+    assert _training([str(tmp_path / "save" / "task0")], {})["train_seconds"] == 3.0

@@ -1,6 +1,7 @@
 """The Brain that all encoder trainers share: seeds, rates, optimizers, checkpoints, progress.
 
-Legend: B clips, D features. A trainer adds `compute_forward` and `compute_objectives`. The loops are SpeechBrain's.
+Legend: B clips, D features, C classes. A trainer adds `compute_forward` and `compute_objectives`; the loops are
+SpeechBrain's.
 """
 
 import time
@@ -38,7 +39,7 @@ class TaskContext:
         Called after each epoch with a dict of figures.
     best : utils.checkpoints.BestEpoch, optional
         Where each epoch is validated: keeps the best one's weights, which become the task's.
-    save_costs : callable, optional
+    save_costs : callable
         Called after each epoch, see `utils.costs.training_costs`.
     """
 
@@ -51,7 +52,7 @@ class TaskContext:
     on_step: object
     on_epoch: object
     best: object = None
-    save_costs: object = None
+    save_costs: object = lambda: None
     losses: dict = field(default_factory=dict)
 
 
@@ -81,8 +82,21 @@ def embed(modules, wav, lengths, augment=False):
     return modules["embedding_model"](features, lengths).squeeze(1)  # [B, D]
 
 
+class AccuracyCount:
+    """What a Brain that validates a classifier adds up over a stage: clips, and those that are right."""
+
+    def on_stage_start(self, stage, epoch=None):
+        """Count anew."""
+        self.correct = self.total = 0
+
+    def count(self, logits, labels):
+        """Add a batch, logits [B, C] and labels [B]."""
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.total += len(labels)
+
+
 @register_checkpoint_hooks
-class TaskBrain(sb.Brain):
+class TaskBrain(AccuracyCount, sb.Brain):
     """One task of an encoder's training.
 
     Parameters
@@ -144,15 +158,6 @@ class TaskBrain(sb.Brain):
         """Move the progress bar."""
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
-    def on_stage_start(self, stage, epoch=None):
-        """Count validation clips anew."""
-        self.correct = self.total = 0
-
-    def count(self, logits, labels):
-        """Add a validation batch, logits [B, C] and labels [B], to the accuracy."""
-        self.correct += int((logits.argmax(1) == labels).sum())
-        self.total += len(labels)
-
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
         if stage == sb.Stage.TRAIN:
@@ -172,8 +177,7 @@ class TaskBrain(sb.Brain):
     def _end_epoch(self, epoch):
         """Log the epoch; save it if it is the task's last, or if saving so far took less than its share of the time."""
         self.task.on_epoch(self.figures)
-        if self.task.save_costs is not None:
-            self.task.save_costs()
+        self.task.save_costs()
         if epoch == self.task.epochs:
             if self.task.best is not None:
                 self.task.best.restore()

@@ -28,8 +28,8 @@ from speechbrain.utils.run_opts import RunOptions
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir")
-PATHS += ("pretrained_weights",)
+PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir",
+         "pretrained_weights")  # fmt: skip
 MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
 LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
     "seed": 0,

@@ -13,11 +13,13 @@ import zipfile
 
 from datasets.batches import equal_length_batches
 from utils.brain import embed
+from utils.config import effective_option
 from utils.files import write_atomically
 
 import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,32 @@ class Embedder:
                 self.n_embedded += len(places)
                 bar.update(len(places))
         return np.stack(vectors)
+
+
+def make_embedder(hparams, run_opts):
+    """The embedder of a configuration: its front end and encoder, on the run's device.
+
+    Parameters
+    ----------
+    hparams : dict
+        Uses `modules`, `embedding_batch_size`, `eval_precision`.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+
+    Returns
+    -------
+    Embedder
+        Of these very modules: weights that are loaded into them are the embedder's.
+    """
+    modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
+    precision = effective_option("eval_precision", hparams, run_opts)
+    return Embedder(modules, run_opts.device or infer_device(), hparams["embedding_batch_size"], precision)
+
+
+def cache_beside(task_folder, output_folder):
+    """The cache that all who judge an encoder share: in ``embeddings``, beside the ``save`` that holds `task_folder`;
+    in `output_folder` where that can't be written."""
+    beside = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "embeddings")
+    return EmbeddingCache(beside, fallback=os.path.join(output_folder, "embeddings"))
 
 
 def _settings(module):

@@ -15,7 +15,6 @@ from utils.files import write_atomically
 import numpy as np
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEEN_CAPTION = (
     "The classifier chooses among more classes after each task, so these accuracies fall even for an encoder that "
     "forgets nothing; the protocol `full` is free of that."

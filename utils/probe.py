@@ -11,9 +11,9 @@ import time
 
 from datasets.errors import InputError
 from datasets.selection import get_protocol
+from utils.brain import AccuracyCount
 from utils.checkpoints import BestEpoch, load_weights
-from utils.config import effective_option
-from utils.embeddings import Embedder, EmbeddingCache
+from utils.embeddings import cache_beside, make_embedder
 from utils.files import write_atomically
 from utils.schedulers import WarmupCosineScheduler
 
@@ -49,7 +49,7 @@ class Embedded(Dataset):
         return self.vectors[places], self.labels[places]
 
 
-class ProbeBrain(sb.Brain):
+class ProbeBrain(AccuracyCount, sb.Brain):
     """Trains a linear classifier and keeps the epoch of best validation accuracy; of equals, that of least loss.
 
     Parameters
@@ -70,15 +70,6 @@ class ProbeBrain(sb.Brain):
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.steps_done)
         self.steps_done += 1
-
-    def on_stage_start(self, stage, epoch=None):
-        """Count anew."""
-        self.correct = self.total = 0
-
-    def count(self, logits, labels):
-        """Add a batch to the accuracy."""
-        self.correct += int((logits.argmax(1) == labels).sum())
-        self.total += len(labels)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the weights of the best epoch."""
@@ -304,18 +295,14 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
     evaluation = Evaluation(brain_class, hparams, run_opts, data)
     if not evaluation.every_task and len(folders) < data.n_tasks:
         logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
-    modules = {n: hparams["modules"][n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
-    device = run_opts.device or sb.utils.distributed.infer_device()
-    precision = effective_option("eval_precision", hparams, run_opts)
-    embedder = Embedder(modules, device, hparams["embedding_batch_size"], precision)
-    beside = os.path.join(os.path.dirname(os.path.dirname(folders[0])), "embeddings")
-    cache = EmbeddingCache(beside, fallback=os.path.join(hparams["output_folder"], "embeddings"))
+    embedder, cache = make_embedder(hparams, run_opts), cache_beside(folders[0], hparams["output_folder"])
+    encoder = hparams["modules"]["embedding_model"]
     results = {"trained": [], "floor": []}
     for t, folder in enumerate(folders):
-        load_weights(folder, {"embedding_model": modules["embedding_model"]})
+        load_weights(folder, {"embedding_model": encoder})
         path = os.path.join(hparams["save_folder"], f"task{t}.json")
         results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
-    modules["embedding_model"].load_state_dict(random_weights)
+    encoder.load_state_dict(random_weights)
     for t in range(len(folders)):
         if t > 0 and evaluation.every_task:  # nothing depends on t
             results["floor"].append(results["floor"][0])

@@ -13,13 +13,11 @@ from datasets.errors import InputError
 from datasets.store import open_store
 from datasets.table import read_metadata
 from utils.checkpoints import load_weights
-from utils.config import effective_option
-from utils.embeddings import Embedder, EmbeddingCache
+from utils.embeddings import cache_beside, make_embedder
 
 import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
-from speechbrain.utils.distributed import infer_device
 
 COLUMNS = ("wav_path", "class_name", "split", "label", "task")
 LEAST_CLIPS = 3  # fewer make no picture
@@ -158,10 +156,8 @@ def embed_with_each(hparams, run_opts, folders, store, clips):
         How many of the clips went through the encoder now.
     """
     modules = copy.deepcopy(hparams["modules"])
-    device, precision = run_opts.device or infer_device(), effective_option("eval_precision", hparams, run_opts)
-    embedder = Embedder(modules, device, hparams["embedding_batch_size"], precision)
-    beside = os.path.join(os.path.dirname(os.path.dirname(folders[0])), "embeddings")
-    cache = EmbeddingCache(beside, fallback=os.path.join(hparams["output_folder"], "embeddings"))
+    embedder = make_embedder({**hparams, "modules": modules}, run_opts)
+    cache = cache_beside(folders[0], hparams["output_folder"])
     names = ["random weights", *(f"after task {t}" for t in range(len(folders)))]
     for name, folder in zip(names, [None, *folders], strict=True):
         if folder is not None:

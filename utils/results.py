@@ -1,5 +1,6 @@
 """What an evaluation leaves in its run folder: tables, metrics, figures, and a summary on the terminal."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -23,8 +24,11 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+# sup_train.py's test of its own classifier is of the tasks so far too.
+TESTS = {**PROTOCOLS, "sup": dataclasses.replace(PROTOCOLS["seen"], name="its own classifier")}
 
-def save_results(results, hparams, data, trained, settings, encoders=()):
+
+def save_results(results, hparams, data, trained, settings, encoders):
     """Write everything that `linclf_train.py` promises, and `sup_train.py` for its own test; print the summary.
 
     Parameters
@@ -38,10 +42,10 @@ def save_results(results, hparams, data, trained, settings, encoders=()):
     settings : dict of str to str
         Settings of this run.
     encoders : sequence of str
-        The encoders' task folders, in order, where another run has trained them.
+        The encoders' task folders, in order.
     """
     folder, kind = hparams["output_folder"], hparams.get("linclf_train_type", "sup")
-    protocol = PROTOCOLS["seen" if kind == "sup" else kind]  # that test is of the tasks so far too
+    protocol = TESTS[kind]
     task_of_class = np.full(len(data.classes), -1)
     task_of_class[data.rows["label"]] = data.rows["task"]
     tasks = [list(protocol.test_tasks(t, data.n_tasks)) for t in range(len(results["trained"]))]
@@ -62,7 +66,7 @@ def save_results(results, hparams, data, trained, settings, encoders=()):
         "metrics": metrics["trained"],
         "floor": metrics["floor"],
         "clips_embedded": results["n_embedded"],
-        **_training(encoders, hparams, trained, len(results["trained"])),
+        **_training(encoders, trained),
         "seconds": sum(r["seconds"] for r in results["trained"] + results["floor"][: 1 if kind == "full" else None]),
     }
     write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
@@ -71,12 +75,12 @@ def save_results(results, hparams, data, trained, settings, encoders=()):
     logger.info("\n%s", summarise([folder]))
 
 
-def _training(encoders, hparams, trained, n_encoders):
+def _training(encoders, trained):
     """How the encoders were trained: on how many tasks, at what cost and on what. None: their run doesn't say."""
-    save = Path(encoders[0]).absolute().parent if encoders else Path(hparams["save_folder"])
+    save = Path(encoders[0]).absolute().parent
     costs = read_costs(save.parent) or {}
     return {
-        "encoder_tasks": len(list(save.glob("train_task*_raw.csv"))) or n_encoders,  # also of tasks still to come
+        "encoder_tasks": len(list(save.glob("train_task*_raw.csv"))) or len(encoders),  # also of tasks still to come
         "train_seconds": costs.get("train_seconds"),
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
         "train_device": costs.get("device"),
@@ -109,8 +113,7 @@ def _save_confusion(folder, confusions, classes):
 
 def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
     kind = record["protocol"]
-    name = "its own classifier" if kind == "sup" else PROTOCOLS[kind].name
-    title = f"{record['method']} on {record['dataset']}, {name}"
+    title = f"{record['method']} on {record['dataset']}, {TESTS[kind].name}"
     path = os.path.join
     figures.plot_accuracy_table(
         tables["trained"], path(folder, "accuracy_table.png"), data.task_names(), title=title, protocol=kind

@@ -29,8 +29,8 @@ HARMLESS |= {"extra_logger"}
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 # What an encoder was trained with and must be judged with.
-ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm")
-ENCODER_KEYS += ("compute_features", "mean_var_norm")
+ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm",
+                "compute_features", "mean_var_norm")  # fmt: skip
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 _locks = []  # kept until the process ends
 

@@ -2,16 +2,13 @@
 
 import copy
 import logging
-import os
 import time
 
 from utils.checkpoints import load_weights
-from utils.config import effective_option
-from utils.embeddings import Embedder, EmbeddingCache
+from utils.embeddings import cache_beside, make_embedder
 from utils.probe import Embedded, confusion_matrix
 
 import numpy as np
-import speechbrain as sb
 
 logger = logging.getLogger(__name__)
 
@@ -24,29 +21,31 @@ class TaskTests:
     Parameters
     ----------
     hparams : dict
-        Uses `output_folder`, `eval_precision`, `embedding_batch_size`, `batch_size`.
+        Uses `modules`, `output_folder`, `eval_precision`, `embedding_batch_size`, `batch_size`.
     run_opts : speechbrain.utils.run_opts.RunOptions
     data : datasets.prepare.Data
     modules : dict of str to torch.nn.Module
-        With the weights before training: `classifier`, `embedding_model` and its front end.
+        With the weights before training: `classifier` and what `hparams["modules"]` has.
+
+    Attributes
+    ----------
+    folders : list of str
+        Those of the tasks tested so far.
     """
 
     def __init__(self, hparams, run_opts, data, modules):
         self.data, self.network = data, {n: modules[n] for n in ("embedding_model", "classifier")}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
-        device = run_opts.device or sb.utils.distributed.infer_device()
-        precision = effective_option("eval_precision", hparams, run_opts)
-        parts = {n: modules[n] for n in ("compute_features", "mean_var_norm", "embedding_model")}
-        self.embedder = Embedder(parts, device, hparams["embedding_batch_size"], precision)
-        self.cache = EmbeddingCache(os.path.join(hparams["output_folder"], "embeddings"))
+        self.embedder, self.output_folder = make_embedder(hparams, run_opts), hparams["output_folder"]
         self.rows = data.split("test")
         if run_opts.debug:
             self.rows = self.rows.groupby("task").head(run_opts.debug_batches * hparams["batch_size"])
-        self.trained = []
+        self.folders, self.trained = [], []
 
     def __call__(self, task, folder):
         """Test the network that task `task` has left in `folder`."""
         load_weights(folder, self.network)
+        self.folders.append(folder)
         self.trained.append(self._test(task, f"test after task {task}"))
         confusion = self.trained[-1]["confusion"]
         accuracy = 100 * np.trace(confusion) / max(confusion.sum(), 1)
@@ -54,7 +53,8 @@ class TaskTests:
 
     def _test(self, task, what):
         begun, rows = time.monotonic(), self.rows[self.rows["task"] <= task]
-        vectors = self.cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
+        cache = cache_beside(self.folders[0], self.output_folder)
+        vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
         confusion = confusion_matrix(self.network["classifier"].eval(), clips, len(self.data.classes))  # [C, C]
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
