@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_help_forms(argv, code, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_arguments("The docstring.", argv)
     assert stop.value.code == code and capsys.readouterr().out.startswith("The docstring.")
+
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(REPO / "hparams")))
+def test_help_lists_the_keys_of_a_yaml(file, capsys):
+    """Each key that takes a plain value, with the comment beside it; and no option that is refused."""
+    with pytest.raises(SystemExit):
+        parse_arguments("The docstring.", [str(file), "--help"])
+    said = capsys.readouterr().out
+    for key, value in ruamel.yaml.YAML().load(file.read_text()).items():
+        if isinstance(value, (int, float, str)) and not key.startswith("__"):
+            assert f"\n  --{key} " in said, key
+    assert "\n  --seed                   2022\n" in said and "--test_only" not in said
+    assert re.search(r"\n  --data_folder +\S+  \(.+\)\n", said)
 
 
 # Settings

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 
 from datasets.errors import InputError
 from models.pretrained import read_pretrained
@@ -112,8 +113,7 @@ def parse_arguments(doc, argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
-        print(f"{doc.strip()}\n\nEvery key of the YAML can be overridden as --key=value. Run options of SpeechBrain:\n")
-        print(" ".join(f"--{name}" for name in sorted(_option_names())))
+        print(_help(doc, [token for token in argv if os.path.isfile(token)]))
         sys.exit(0 if argv else 2)
     options, overrides = _split(argv)
     hparams_file, run_opts = _parse_options(options)
@@ -131,6 +131,25 @@ def parse_arguments(doc, argv=None):
     given = _plain_keys("\n".join(lines), "the command line")
     lines += [f"{key}: {json.dumps(value)}" for key, value in _demanded(keys, given).items()]
     return hparams_file, run_opts, "\n".join(lines)
+
+
+def _help(doc, files):
+    """The script's docstring, the keys of the YAML that is given with their comments, and SpeechBrain's run options."""
+    lines = [doc.strip(), ""]
+    if files:
+        lines += [f"Keys of {files[0]}, to be overridden as --key=value:", ""]
+        for line in _read_text(files[0]).splitlines():
+            section = re.match(r"# (.*)", line)
+            key, value, comment = re.match(r"([a-z]\w*):\s*(.*?)\s*(?:# (.*))?$|", line).groups(default="")
+            if section and lines[-1]:
+                lines += ["", section[1]]
+            elif comment or value and not re.match("!(new|name|apply):", value):  # what is only built is edited there
+                value = re.sub("!ref |!apply:.*|!PLACEHOLDER", "", value) or "..."
+                lines.append(f"  --{key:22} {value}{comment and f'  ({comment})'}")
+    else:
+        lines.append("Each key of the YAML can be overridden as --key=value; with a YAML before it, --help lists them.")
+    options = " ".join(f"--{name}" for name in sorted(_option_names() - UNUSABLE.keys()))
+    return "\n".join([*lines, "", "Run options of SpeechBrain:", textwrap.fill(options, 118, break_on_hyphens=False)])
 
 
 def _demanded(keys, given):
