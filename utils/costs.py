@@ -46,7 +46,7 @@ def training_costs(run_folder, device):
     def save():
         costs = {
             "train_seconds": before["train_seconds"] + time.monotonic() - begun,
-            "peak_memory_bytes": max(before["peak_memory_bytes"], _peak_memory(device)),
+            "peak_memory_bytes": max(before["peak_memory_bytes"], peak_memory(device)),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         }
         write_atomically(Path(run_folder) / FILE, json.dumps(costs, indent=1))
@@ -86,7 +86,7 @@ def read_costs(run_folder):
     return None
 
 
-def _peak_memory(device):
+def peak_memory(device):
     """Bytes at most, since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

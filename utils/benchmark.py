@@ -1,0 +1,509 @@
+"""How fast this is, against the plain way of working and against what the hardware can do.
+
+    python -m utils.benchmark hparams/us8k/supclr_train.yaml --output=benchmark.json
+    python -m utils.benchmark hparams/demo/supclr_train.yaml --quick
+
+One table, and JSON with `--output`: reading from the store against decoding; a training step's parts, and the share of
+the device's measured ceiling that it reaches; all four linear protocols against decoding and encoding every clip in
+every epoch; memory and time as clips and tasks grow. Sounds are synthetic, 4 s at 44.1 kHz in Ogg Vorbis. Run options
+and overrides of the YAML are those of the trainer: `--precision`, `--device`, `--encoder=...`, `--batch_size=...`.
+`--parts=step,evaluation` measures only these; `--quick` measures so little that it only shows that all of it runs.
+
+Each part runs in a process of its own, so that its peak memory is its own. Machines are noisy: compare ratios within
+one run, never seconds of two.
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from datasets.audio import load_mono
+from datasets.batches import NoMixup, ViewDataset
+from datasets.demo import CLASSES, COLUMNS, synthesise
+from datasets.errors import InputError
+from datasets.prepare import DATA_KEYS, prepare
+from datasets.selection import get_protocol
+from datasets.store import open_store
+from datasets.us8k import load as load_us8k
+from utils.brain import TaskBrain, embed
+from utils.config import effective_option, load_config, parse_arguments, user_errors
+from utils.costs import peak_memory
+from utils.embeddings import Embedder
+from utils.files import write_atomically
+from utils.loop import plan_tasks, train_tasks
+from utils.probe import ProbeBrain, evaluate_encoders
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from speechbrain.utils.distributed import infer_device
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+SECONDS, RATE = 4.0, 44100  # of the synthetic clips
+PROTOCOLS = {"seen": "all", "subset": 24, "buffer": 24, "full": "all"}  # and the clips they keep
+SIZES = {  # clips, items read, steps timed, probe epochs (None: the YAML's), growth in clips and in tasks, ceiling
+    "full": {
+        "clips": 400, "items": 3000, "steps": 5, "epochs": None, "clip_factors": (1, 4, 16), "tasks": (2, 5, 10),
+        "ceiling": {},
+    },
+    "quick": {
+        "clips": 100, "items": 50, "steps": 1, "epochs": 2, "clip_factors": (1, 2), "tasks": (2,),
+        "ceiling": {"seconds": 0.0, "batch": 1, "products": (256,)},
+    },
+}  # fmt: skip
+
+
+def write_clips(folder, n_clips):
+    """Write synthetic clips in UrbanSound8K's layout.
+
+    Parameters
+    ----------
+    folder : Path
+    n_clips : int
+        A multiple of 100 spreads classes and folds evenly.
+    """
+    rng = np.random.default_rng(0)
+    bases = [synthesise(name, rng, RATE, SECONDS) for name in CLASSES]
+    rows = []
+    for fold in range(1, 11):
+        (folder / "audio" / f"fold{fold}").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    for i in range(n_clips):
+        label, fold = i % 10, i // 10 % 10 + 1
+        name = f"{i}-{label}-0-0.ogg"
+        wav = np.roll(bases[label], int(rng.integers(len(bases[label]))))
+        soundfile.write(folder / "audio" / f"fold{fold}" / name, wav, RATE, format="OGG", subtype="VORBIS")
+        rows.append((name, i, 0.0, SECONDS, 1, fold, label, CLASSES[label]))
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(folder / "metadata" / "UrbanSound8K.csv", index=False)
+
+
+def rate_of(function, items):
+    """Items a second of calling `function` on each."""
+    begun = time.perf_counter()
+    for item in items:
+        function(item)
+    return len(items) / (time.perf_counter() - begun)
+
+
+# ---------------------------------------------------------------- the parts; each returns {name: figure}
+
+
+def store_part(bench):
+    """Clips from the store and by decoding: items a second of two random crops each, and building the store."""
+    rows, classes = load_us8k(bench.sounds)
+    rows = rows.assign(clip=range(len(rows)), label=0)
+    paths, rate = list(rows["wav_path"]), bench.hparams["sample_rate"]
+    files = [os.path.join(bench.sounds, path) for path in paths]
+    decoded = rate_of(lambda file: load_mono(file, rate), files)
+    begun = time.perf_counter()
+    store = open_store(bench.sounds, paths, rate, bench.work / "store", progress=False)
+    built = len(paths) / (time.perf_counter() - begun)
+    begun = time.perf_counter()
+    open_store(bench.sounds, paths, rate, bench.work / "store", progress=False)
+    opened = time.perf_counter() - begun
+    crop = round(bench.hparams["train_duration"] * rate)
+    live = open_store(bench.sounds, paths, rate, None, progress=False)
+    views = {s: ViewDataset(rows, s, crop, len(classes), NoMixup(), 0, 0) for s in (store, live)}
+    keys = [(1 + i // len(paths), i % len(paths)) for i in range(bench.size["items"])]
+    figures = {
+        "decoding, one core (clips/s)": decoded,
+        "building the store (clips/s)": built,
+        "building / one decode pass on one core (x)": built / decoded,
+        "opening a built store (ms)": 1000 * opened,
+        "two views from the store, one core (items/s)": rate_of(views[store].__getitem__, keys),
+        "two views by decoding, one core (items/s)": rate_of(views[live].__getitem__, keys[: len(paths)]),
+    }
+    figures["store / decoding (x)"] = figures["two views from the store, one core (items/s)"] / decoded
+    for workers in (0, 1, 2):
+        loader = DataLoader(views[store], batch_size=32, sampler=keys, num_workers=workers, collate_fn=list)
+        begun = time.perf_counter()
+        n_items = sum(len(batch) for batch in loader)
+        figures[f"two views from the store, {workers} workers (items/s)"] = n_items / (time.perf_counter() - begun)
+    return figures
+
+
+class Clock:
+    """Adds up seconds by the name of what was going on; waits for the device first."""
+
+    def __init__(self, device):
+        self.wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+        self.seconds, self.last = {}, None
+
+    def lap(self, name):
+        """What went on since the last call was `name`; None: it doesn't count."""
+        self.wait()
+        now = time.perf_counter()
+        if name is not None and self.last is not None:
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def timed(brain_class, warm_up):
+    """A Brain that notes where the time of its steps goes, after `warm_up` steps.
+
+    Returns
+    -------
+    type
+        A subclass; `laps` has the seconds of each step by part, `flops` those of one step.
+    """
+
+    class Timed(brain_class):
+        laps, flops, count = [], 0, 0
+
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.clock = Clock(self.device)
+            parts = {"compute_features": "features", "mean_var_norm": "features", "augment": "augmentation"}
+            for name, part in parts.items():
+                self.modules[name].register_forward_pre_hook(lambda *_: self.clock.lap("forward"))
+                self.modules[name].register_forward_hook(lambda *_, part=part: self.clock.lap(part))
+
+        def fit_batch(self, batch):
+            cls, first = type(self), type(self).count == 0
+            self.clock.lap("data")
+            with FlopCounterMode(display=False) if first else torch.enable_grad() as counter:
+                loss = super().fit_batch(batch)
+            if first:
+                cls.flops = counter.get_total_flops()
+            self.clock.lap("optimiser")
+            cls.count += 1
+            if cls.count > warm_up:
+                cls.laps.append(dict(self.clock.seconds))
+            self.clock.seconds = {}
+            return loss
+
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            self.clock.lap("forward")
+            return loss
+
+        def optimizers_step(self):
+            self.clock.lap("backward")
+            super().optimizers_step()
+
+    return Timed
+
+
+def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096)):
+    """FLOP/s of the fastest of a few convolutions and matrix products in the given precision, forward only.
+
+    Parameters
+    ----------
+    device, precision : str
+    seconds : float
+        Each is repeated for at least so long.
+    batch : int
+        Of the convolutions.
+    products : sequence of int
+        Rows and columns of the matrices.
+
+    Returns
+    -------
+    float
+    """
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    clock, best = Clock(device), 0.0
+    cases = []
+    for channels, height, width in ((64, 100, 40), (256, 50, 20), (512, 25, 10), (1024, 12, 5)):
+        x = torch.randn(batch, channels, height, width).to(device, dtype, memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3).to(device, dtype, memory_format=torch.channels_last)
+        flops = 2 * 9 * channels**2 * x[:, 0].numel()
+        cases.append((flops, lambda x=x, w=w: torch.nn.functional.conv2d(x, w, padding=1)))
+    for n in products:
+        a = torch.randn(n, n).to(device, dtype)
+        cases.append((2 * n**3, lambda a=a: a @ a))
+    for flops, call in cases:
+        call()
+        clock.lap(None)
+        calls, clock.seconds = 0, {"call": 0.0}
+        while calls == 0 or clock.seconds["call"] < seconds:
+            call()
+            clock.lap("call")
+            calls += 1
+        best = max(best, flops * calls / clock.seconds["call"])
+    return best
+
+
+def step_part(bench):
+    """A training step, as the trainer makes it: its parts, and the share of the device's ceiling."""
+    warm_up, steps = (1 if bench.quick else 2), bench.size["steps"]
+    brain_class = timed(bench.brain_class, warm_up)
+    bench.train(brain_class, steps=warm_up + steps, tasks=1)
+    laps = brain_class.laps
+    parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
+    median = statistics.median(sum(lap.values()) for lap in laps)
+    figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
+    reached, most = brain_class.flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
+    return {
+        "step (ms)": 1000 * median,
+        **figures,
+        "step: clips (clips/s)": bench.hparams["batch_size"] / median,
+        "step: work (GFLOP)": brain_class.flops / 1e9,
+        "step: reached (GFLOP/s)": reached / 1e9,
+        f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
+        "utilisation (%)": 100 * reached / most,
+    }
+
+
+def evaluation_part(bench):
+    """All linear protocols over the saved encoders, against decoding and encoding each clip in each epoch."""
+    _, folders = bench.train(bench.brain_class, steps=1)
+    hparams, run_opts, data = bench.evaluation("full")
+    modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
+    wav = torch.randn(32, round(SECONDS * hparams["sample_rate"]))
+    bare = _bare_rate(modules, wav, bench.device, bench.size["steps"])
+    files = [os.path.join(bench.sounds, path) for path in data.store.paths[:32]]
+    clip = 1 / bare + 1 / rate_of(lambda f: load_mono(f, hparams["sample_rate"]), files)
+    embedding, whole, passes, probes = 0.0, 0.0, 0, 0
+    inner, probe_class = Embedder.__call__, _brain_of("linclf_train", ProbeBrain)
+
+    def call(self, *args):
+        nonlocal embedding
+        begun = time.perf_counter()
+        vectors = inner(self, *args)
+        embedding += time.perf_counter() - begun
+        return vectors
+
+    Embedder.__call__, n_embedded = call, 0
+    for kind in PROTOCOLS:
+        hparams, run_opts, data = bench.evaluation(kind)
+        random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
+        begun = time.perf_counter()
+        results = evaluate_encoders(probe_class, hparams, run_opts, data, folders, random_weights)
+        whole += time.perf_counter() - begun
+        n_embedded += results["n_embedded"]
+        floors = 1 if kind == "full" else len(folders)
+        for n_rows in [_split_sizes(hparams, data, kind, t) for t in [*range(len(folders)), *range(floors)]]:
+            passes += (n_rows[0] + n_rows[1]) * hparams["number_of_epochs"] + n_rows[2]
+            probes += 1
+    Embedder.__call__ = inner
+    baseline = passes * clip + whole - embedding  # the same probe training, on embeddings made anew
+    return {
+        "evaluation: bare inference (clips/s)": bare,
+        "evaluation: embedding, from the store (clips/s)": n_embedded / embedding,
+        "evaluation: embedding / bare inference (%)": 100 * n_embedded / embedding / bare,
+        "evaluation: all protocols, encoders and floors (s)": whole,
+        "evaluation: of it, embedding each clip once (s)": embedding,
+        "evaluation: whole / embedding (x)": whole / embedding,
+        "evaluation: probe training, a task (s)": (whole - embedding) / probes,
+        "evaluation: plain way, extrapolated (s)": baseline,
+        "evaluation: plain way / this (x)": baseline / whole,
+    }
+
+
+def _bare_rate(modules, wav, device, repeats):
+    """Clips a second of the frozen encoder on a batch that is ready."""
+    modules = {name: module.to(device).eval() for name, module in modules.items()}
+    wav, lengths, clock = wav.to(device), torch.ones(len(wav), device=device), Clock(device)
+    with torch.inference_mode():
+        embed(modules, wav, lengths)
+        clock.lap(None)
+        for _ in range(repeats):
+            embed(modules, wav, lengths)
+            clock.lap("call")
+    return repeats * len(wav) / clock.seconds["call"]
+
+
+def _split_sizes(hparams, data, kind, t):
+    """Training, validation and test clips of a protocol at task `t`."""
+    protocol, keep, seed = get_protocol(kind), hparams["replay_num_keep"], hparams["seed"]
+    train, valid = (getattr(protocol, name)(data.split(name), t, keep, seed) for name in ("train", "valid"))
+    return len(train), len(valid), data.split("test")["task"].isin(list(protocol.test_tasks(t, data.n_tasks))).sum()
+
+
+def growth_part(bench):
+    """Memory and time of a training of some steps a task."""
+    begun = time.perf_counter()
+    bench.data()
+    prepared = time.perf_counter() - begun
+    seconds, _ = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"])
+    return {
+        "prepare": prepared,
+        "second": seconds[1],  # the first also warms up
+        "last": seconds[-1],
+        "own memory": memory_of.peak,
+    }
+
+
+def memory_of(brain_class):
+    """A Brain that notes the most memory of its own (not the pages of the store, which all processes share)."""
+    memory_of.peak = 0
+
+    class Watched(brain_class):
+        def on_fit_batch_end(self, *args):
+            super().on_fit_batch_end(*args)
+            memory_of.peak = max(memory_of.peak, own_memory())
+
+    return Watched
+
+
+def own_memory():
+    """Bytes of this process that no file backs."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return 1024 * int(lines["RssAnon"].split()[0])
+
+
+# ---------------------------------------------------------------- the command
+
+
+PARTS = {"store": store_part, "step": step_part, "evaluation": evaluation_part, "growth": growth_part}
+
+
+class Bench:
+    """What a part needs: a trainer's configuration and Brain, synthetic sounds, and a folder to work in.
+
+    Parameters
+    ----------
+    yaml : str
+        A trainer's.
+    arguments : list of str
+        Run options and overrides.
+    work : str
+        Folder for sounds, store and runs.
+    n_clips, n_tasks : int
+        Size of the synthetic data.
+    quick : bool
+    """
+
+    def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick):
+        self.work, self.quick, self.size = Path(work), quick, SIZES["quick" if quick else "full"]
+        self.sounds, self.yaml = self.work / f"sounds-{n_clips}", Path(yaml)
+        if not self.sounds.exists():
+            write_clips(self.sounds, n_clips)
+        tasks = [group.tolist() for group in np.array_split(np.arange(len(CLASSES)), n_tasks)]
+        places = {"data_folder": self.sounds, "store_folder": self.work / "store", "task_classes": tasks}
+        self.common = [f"--{key}={value}" for key, value in places.items()]
+        self.arguments = [*arguments, *self.common, f"--output_base={self.work / f'out-{n_clips}-{n_tasks}'}"]
+        self.hparams, self.run_opts = self._load(self.yaml, self.arguments)
+        self.brain_class = _brain_of(self.yaml.stem, TaskBrain)
+        self.device = self.run_opts.device or infer_device()
+        self.precision = effective_option("precision", self.hparams, self.run_opts)
+
+    @staticmethod
+    def _load(yaml, arguments):
+        file, run_opts, overrides = parse_arguments(__doc__, [str(yaml), *arguments])
+        return load_config(file, overrides, run_opts), run_opts
+
+    def data(self):
+        """Prepare the synthetic clips, as the trainer does."""
+        return prepare(**{key: self.hparams[key] for key in DATA_KEYS} | {"dataset": load_us8k})
+
+    def train(self, brain_class, steps, tasks=None):
+        """Train `steps` steps of one epoch of each task; seconds of each, and the task folders."""
+        data, hparams = self.data(), {**self.hparams, "number_of_epochs": 1, "warmup_epochs": 0}
+        n_classes = len(data.classes)
+        heads = {"classifier": hparams["classifier"](n_classes=n_classes)} if "classifier" in hparams else {}
+        plan = plan_tasks({**hparams, "batch_size": 2}, self.run_opts, data)[:tasks]
+        for step in plan:  # enough rows for all steps, however few clips there are
+            repeats = -(-steps * hparams["batch_size"] // len(step["rows"]))
+            step["rows"] = pd.concat([step["rows"]] * repeats).iloc[: steps * hparams["batch_size"]]
+            step["steps"] = steps
+        ends = [time.perf_counter()]
+        train_tasks(brain_class, hparams, self.run_opts, data, plan, {**hparams["modules"], **heads},
+                    after_task=lambda *_: ends.append(time.perf_counter()))  # fmt: skip
+        save = Path(hparams["save_folder"])
+        return list(np.diff(ends)), [str(save / f"task{t}") for t in range(len(plan))]
+
+    def evaluation(self, kind):
+        """What linclf_train.py has after its first lines, for this trainer's encoder: hparams, run options, data."""
+        yaml = self.yaml.parent / "linclf_train.yaml"
+        shared = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm")
+        arguments = [f"--{key}={self.hparams[key]}" for key in shared]
+        arguments += [*self.common, f"--output_base={self.work / 'linclf'}", f"--experiment_name={kind}"]
+        arguments += [f"--linclf_train_type={kind}", f"--replay_num_keep={PROTOCOLS[kind]}", "--ssl_checkpoints_dir=."]
+        arguments += [f"--number_of_epochs={self.size['epochs']}", "--warmup_epochs=1"] if self.size["epochs"] else []
+        hparams, run_opts = self._load(yaml, arguments)
+        return hparams, run_opts, self.data()
+
+
+def _brain_of(script, base):
+    """The Brain that a script defines."""
+    module = importlib.import_module(script)
+    return next(v for v in vars(module).values() if isinstance(v, type) and issubclass(v, base) and v is not base)
+
+
+def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick):
+    """Run a part in a process of its own; its figures and its peak memory, {name: figure}."""
+    call = [sys.executable, "-m", "utils.benchmark", yaml, *arguments, "--part", name, "--work", work]
+    call += ["--clips", str(n_clips), "--tasks", str(n_tasks), *(["--quick"] if quick else [])]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise InputError(f"The part {name} of the benchmark has failed, see above.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def growth(yaml, arguments, work, quick):
+    """Memory and time at 1, 4, 16 times the clips, and at 2, 5, 10 tasks."""
+    size, figures = SIZES["quick" if quick else "full"], {}
+    settings = [(factor * size["clips"], 5, f"{factor}x clips") for factor in size["clip_factors"]]
+    settings += [(size["clips"], n_tasks, f"{n_tasks} tasks") for n_tasks in size["tasks"]]
+    for n_clips, n_tasks, what in tqdm(settings, desc="growth", disable=not sys.stderr.isatty(), leave=False):
+        found = run_part("growth", yaml, arguments, work, n_clips, n_tasks, quick)
+        figures[f"{what}: own memory, at most (MB)"] = found["own memory"] / 1e6
+        figures[f"{what}: preparing (s)"] = found["prepare"]
+        figures[f"{what}: last task / second (x)"] = found["last"] / found["second"]
+    return figures
+
+
+def benchmark(yaml, arguments, quick, parts):
+    """All parts, {part: {figure: value}}."""
+    clips = SIZES["quick" if quick else "full"]["clips"]
+    with tempfile.TemporaryDirectory() as work:
+        figures = {}
+        for name in tqdm(parts, desc="benchmark", disable=not sys.stderr.isatty(), leave=False):
+            if name == "growth":
+                figures[name] = growth(yaml, arguments, work, quick)
+            else:
+                figures[name] = run_part(name, yaml, arguments, work, clips, 5, quick)
+        return figures
+
+
+def table(figures):
+    """Figures as lines of text."""
+    rows = [(part, name, value) for part, found in figures.items() for name, value in found.items()]
+    width = max(len(name) for _, name, _ in rows)
+    return "\n".join(f"{part:12}{name:{width}}{value:>14,.{0 if value >= 1000 else 2}f}" for part, name, value in rows)
+
+
+def main():
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("yaml", help="a trainer's configuration")
+    parser.add_argument("--quick", action="store_true", help="only show that all of it runs")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of them, with commas between")
+    parser.add_argument("--output", help="a JSON file")
+    for name in ("part", "work", "clips", "tasks"):  # how it calls itself
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    own, arguments = parser.parse_known_args()
+    with user_errors():
+        if own.part:
+            bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick)
+            figures = {name: float(value) for name, value in PARTS[own.part](bench).items()}
+            print(json.dumps({**figures, "peak memory (MB)": peak_memory(torch.device(bench.device)) / 1e6}))
+            return
+        unknown = set(parts := own.parts.split(",")) - PARTS.keys()
+        if unknown:
+            raise InputError(f"No part {', '.join(sorted(unknown))} of the benchmark: choose from {', '.join(PARTS)}.")
+        Bench._load(own.yaml, [*arguments, "--data_folder=."])  # what is wrong is said at once
+        figures = benchmark(own.yaml, arguments, own.quick, parts)
+        if own.output:
+            write_atomically(own.output, json.dumps(figures, indent=1))
+        print(table(figures))
+
+
+if __name__ == "__main__":
+    main()
