@@ -14,6 +14,7 @@ from utils.figures import plot_training
 from utils.files import write_atomically
 from utils.progress import RunProgress
 from utils.schedulers import WarmupCosineScheduler
+from utils.signals import quiet_worker, stop_signals
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -155,9 +156,10 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         "drop_last": True,
         "collate_fn": PaddedBatch,
         "pin_memory": torch.device(brain.device).type == "cuda",
+        "worker_init_fn": quiet_worker,
     }
     valid = _valid_loader(hparams, data, step["valid"])
-    with training_costs(hparams["output_folder"], brain.device) as context.save_costs:
+    with stop_signals.deferred(), training_costs(hparams["output_folder"], brain.device) as context.save_costs:
         brain.fit(counter, dataset, valid, progressbar=False, train_loader_kwargs=loader)
 
 
@@ -174,4 +176,5 @@ def _valid_loader(hparams, data, rows):
         return None
     clips = WholeClips(rows, data.store)
     batches = clips.batches(hparams["batch_size"])
-    return DataLoader(clips, batch_sampler=batches, num_workers=hparams["num_workers"], collate_fn=PaddedBatch)
+    how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
+    return DataLoader(clips, batch_sampler=batches, **how)
