@@ -11,6 +11,7 @@ import resource
 import subprocess
 from types import SimpleNamespace
 
+from datasets import demo
 from datasets import store as store_module
 from datasets.errors import InputError
 from datasets.store import open_store
@@ -362,6 +363,18 @@ def test_evaluation_goes_on_once_a_file_may_be_large_enough(trained, desk, tmp_p
     code, out, _ = desk.run(args)
     assert code == 0 and out.count("judged already") == 3 and out.count(f"{file} is damaged (") == 1
     assert len(list(run.glob("*.png"))) == 3
+
+
+# Data sets
+
+
+def test_demo_set_on_a_full_disk(small_disk):
+    with pytest.raises(InputError, match=r"Can't write the demo set to .* \(No space left on device\): free space"):
+        demo.generate(small_disk.folder / "demo", clips_per_class=10, max_duration=0.3)
+    assert os.listdir(small_disk.folder) == []
+    small_disk.mount("remount", "size=50m")
+    folder = demo.generate(small_disk.folder / "demo", clips_per_class=10, max_duration=0.3)
+    assert len(list(folder.rglob("*.wav"))) == 100
 
 
 # The store

@@ -4,8 +4,10 @@ at once. Most runs are in this process, which sends itself the signal at a given
 import csv
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 
 from datasets import store
 from utils import brain, embeddings, probe
@@ -273,3 +275,24 @@ def test_all_processes_of_a_run_agree(tmp_path):
         assert signals.asked("cpu") == signal.SIGTERM
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("code, requeued", [(143, True), (2, False)])
+def test_the_readmes_job_goes_on_after_its_time_limit(tmp_path, code, requeued):
+    """With a trainer and a scontrol of the test's own."""
+    readme = (REPO / "README.md").read_text()
+    (job,) = [block for block in readme.split("```") if "#SBATCH" in block]
+    (tmp_path / "job.sh").write_text(job.lstrip())
+    trainer = f"trap 'exit {code}' TERM; touch started; while :; do sleep 0.05; done"
+    for name, content in (("python", trainer), ("scontrol", "echo $* > asked")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    process = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=environment)
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == code
+    assert (tmp_path / "asked").exists() == requeued
+    assert not requeued or (tmp_path / "asked").read_text() == "requeue 17\n"

@@ -26,7 +26,8 @@ def naming(path):
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:  # else it has a text of its own
+            error.filename = str(path)
         raise
 
 
@@ -111,5 +112,5 @@ class LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             return super().handleError(record)
-        error.filename = self.baseFilename
-        raise error
+        with naming(self.baseFilename):
+            raise error
