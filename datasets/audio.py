@@ -19,12 +19,12 @@ FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # the encodings that can hold an infinity 
 class BadAudio(InputError):
     """A clip that can't be used. `reason` is the short reason, the text says the path too."""
 
-    def __init__(self, path, reason):
+    def __init__(self, path, reason=""):  # torch makes it anew, from one text, where a DataLoader's worker raised it
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
     def __str__(self):
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
 def load_mono(path, sample_rate):

@@ -12,6 +12,7 @@ Shapes: n = samples of a clip, c = channels.
 
 import argparse
 import csv
+import io
 import json
 import os
 import shutil
@@ -400,7 +401,9 @@ def _write_clip(folder, seed, class_id, number, max_duration):
         audio = np.stack([audio, second], axis=1)  # [n, c]
     fs_id, fold = 100000 * (class_id + 1) + number, number % FOLDS + 1
     name = f"{fs_id}-{class_id}-0-{rng.integers(0, 20)}.wav"
-    soundfile.write(folder / "audio" / f"fold{fold}" / name, audio, rate, subtype=subtype)
+    wav = io.BytesIO()  # a file's own error says that the disk is full; soundfile's says "System error"
+    soundfile.write(wav, audio, rate, subtype=subtype, format="WAV")
+    (folder / "audio" / f"fold{fold}" / name).write_bytes(wav.getbuffer())
     return (name, fs_id, start, round(start + len(audio) / rate, 6), salience, fold, class_id, CLASSES[class_id])
 
 
@@ -443,6 +446,10 @@ def _write_atomically(folder, parameters):
         except OSError:  # another process was faster; its set is as good if the parameters agree
             if not _is_complete(folder, parameters):
                 raise
+    except OSError as error:
+        raise InputError(
+            f"Can't write the demo set to {folder} ({error.strerror}): free space there, or give another folder."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -370,7 +370,8 @@ def test_mending_what_was_wrong_is_all_it_takes(copy):
 def test_store_of_another_sample_rate(copy):
     assert copy.run(copy.train_args("--experiment_name=first"))[0] == 0
     (manifest,) = copy.store.glob("*/store.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sample_rate": 8000}))
+    content = {k: v for k, v in json.loads(manifest.read_text()).items() if k != "crc32"}
+    manifest.write_text(json.dumps({**content, "sample_rate": 8000}))
     copy.refused(copy.train_args("--overwrite=True"), "sample_rate=8000", "16000", "delete that folder", "store_folder")
 
 
@@ -444,6 +445,8 @@ def test_damaged_weights(copy, kind):
     """Those of the last task, so that a late discovery would show as files of the first ones."""
     (file,) = copy.runs.glob("*/save/task2/CKPT*/embedding_model.ckpt")
     spoil(kind, file)
+    if kind in ("other weights", "no weights"):  # whole, but not what belongs there
+        (file.parent / "manifest.json").unlink()
     words = {"other weights": "does not fit", "no weights": "does not fit", "gone": "has no embedding_model.ckpt"}
     copy.refused(copy.probe_args(), file.parent, words.get(kind, "is damaged"))
 
@@ -451,7 +454,9 @@ def test_damaged_weights(copy, kind):
 def test_damaged_meta_file(copy):
     (file,) = copy.runs.glob("*/save/task1/CKPT*/CKPT.yaml")
     file.write_text("")
-    copy.refused(copy.probe_args(), file, "is damaged")
+    copy.refused(copy.probe_args(), file.parent, "is damaged (CKPT.yaml: another size")
+    (file.parent / "manifest.json").unlink()
+    copy.refused(copy.probe_args(), file.parent, "is damaged (CKPT.yaml: can't be read")
 
 
 def test_other_architecture_without_settings_to_compare(copy):

@@ -162,7 +162,7 @@ def test_a_finished_run_run_again_changes_nothing(lab, straight):
     paths = [*straight.glob("save/task*"), *straight.glob("save/task*/*"), *straight.glob("save/task*/*/*")]
     times = {path: path.stat().st_mtime_ns for path in paths}
     tables = {path: path.read_bytes() for path in straight.glob("save/*.csv")}
-    assert len(times) == 3 * (1 + 1 + 6) and len(tables) == 9
+    assert len(times) == 3 * (1 + 1 + 7) and len(tables) == 9
     _, said = lab.train(straight.parent, *SETTINGS)
     assert [line for line in said.splitlines() if line.startswith("task ")] == [
         f"task {t}/3: trained already" for t in (1, 2, 3)

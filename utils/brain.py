@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from utils.schedulers import WarmupCosineScheduler
+from utils.signals import Stopped, stop_signals
 
 import numpy as np
 import speechbrain as sb
@@ -115,7 +116,7 @@ class TaskBrain(AccuracyCount, sb.Brain):
 
     def __init__(self, task, **kwargs):
         super().__init__(**kwargs)
-        self.task, self.figures = task, {}
+        self.task, self.figures, self.stopping = task, {}, 0
         self.last_save, self.save_seconds = time.monotonic(), 0.0
 
     def embed_view(self, view, stage):
@@ -164,7 +165,6 @@ class TaskBrain(AccuracyCount, sb.Brain):
             means = {name: total / count for name, (total, count) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means}
             self.figures["lr"] = self._rate(epoch)
-            self.task.losses.clear()
             # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
             self.step, self.avg_train_loss = 0, 0.0
         else:
@@ -175,18 +175,45 @@ class TaskBrain(AccuracyCount, sb.Brain):
             self._end_epoch(epoch)
 
     def _end_epoch(self, epoch):
-        """Log the epoch; save it if it is the task's last, or if saving so far took less than its share of the time."""
+        """Log the epoch; save it if it is the task's last, if saving so far took less than its share of the time, or if
+        a signal asks to stop."""
+        self.task.losses.clear()
         self.task.on_epoch(self.figures)
         self.task.save_costs()
+        self.stopping = stop_signals.asked(self.device)
         if epoch == self.task.epochs:
             if self.task.best is not None:
                 self.task.best.restore()
             self._save_finished()
-        elif time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
+        elif self.stopping or time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
             begun = time.monotonic()
             self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
             self.last_save = time.monotonic()
             self.save_seconds = self.last_save - begun
+        self._stop_if_asked()
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Also where a signal asks to stop; SpeechBrain looks here after each step."""
+        self.stopping = stop_signals.asked(self.device)
+        return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+
+    def _save_intra_epoch_ckpt(self):
+        """Save as SpeechBrain does, and end the run if that is why."""
+        super()._save_intra_epoch_ckpt()
+        self._stop_if_asked()
+
+    def evaluate_batch(self, batch, stage):
+        """In the middle of a validation, a signal ends the run as after the epoch's last step: it is validated anew."""
+        loss = super().evaluate_batch(batch, stage)
+        self.stopping = stop_signals.asked(self.device)
+        if self.stopping:
+            self.step, self.avg_train_loss = self.task.steps_per_epoch, self.figures["loss"]
+            self._save_intra_epoch_ckpt()
+        return loss
+
+    def _stop_if_asked(self):
+        if self.stopping:
+            raise Stopped(self.stopping)
 
     @mark_as_saver
     def _save(self, path):

@@ -14,12 +14,15 @@ import logging.handlers
 import math
 import os
 import re
+import signal
 import sys
 import textwrap
 
 from datasets.errors import InputError
 from models.pretrained import read_pretrained
+from utils.files import REMEDIES
 from utils.progress import EXTRA_LOGGERS
+from utils.signals import stop_signals
 
 import ruamel.yaml
 import torch
@@ -60,12 +63,15 @@ UNUSABLE = {
     "data_parallel_backend": "start the script with torchrun",
     "optimizer_step_limit": "set number_of_epochs",
 }
+# What torch puts around the text of an error that was raised in a DataLoader's worker.
+WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker process .*\n[\w.]+: ", re.DOTALL)
 early_messages = logging.handlers.BufferingHandler(10_000)  # from before there is a log file
 
 
 @contextlib.contextmanager
 def user_errors():
-    """Turn bad input into one line on stderr and exit code 2, Ctrl-C into one line and 130.
+    """Turn what the user can mend into one line on stderr: bad input and a full disk, with exit code 2; a signal that
+    asks to stop, with 128 + its number.
 
     Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`.
     """
@@ -74,20 +80,37 @@ def user_errors():
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).handlers = [logging.StreamHandler(sys.stdout), early_messages]
     try:
-        yield
+        with stop_signals.handled():
+            yield
     except InputError as error:
         logger.debug("stopped by bad input", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {WORKER_ERROR.sub('', str(error)).strip()}", 2)
     except ValueError as error:
         if "Loss is not finite" not in str(error):  # SpeechBrain's, when nonfinite_patience is used up
             raise
-        print("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
-              "settings, start afresh with --overwrite=True or another experiment_name.", file=sys.stderr)  # fmt: skip
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nInterrupted. What is saved stays: the same command again goes on from there.", file=sys.stderr)
-        sys.exit(130)
+        _leave("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
+               "settings, start afresh with --overwrite=True or another experiment_name.", 2)  # fmt: skip
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        what = f"{error.filename or 'A file of the run folder'}: {error.strerror}"
+        _leave(f"error: {what}. What was saved before is whole: {REMEDIES[error.errno]}, then give {_again()}.", 2)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "signum", signal.SIGINT)
+        name = signal.Signals(number).name
+        _leave(f"\nStopped by {name}. What is done is saved: to go on from there, give {_again()}.", 128 + number)
+
+
+def _leave(line, code):
+    """Say why, and end."""
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _again():
+    """How a run is taken up: --overwrite would delete it."""
+    given = any(re.match("--overwrite(=|$)", token) for token in sys.argv)
+    return "the same command without --overwrite" if given else "the same command again"
 
 
 def parse_arguments(doc, argv=None):

@@ -80,19 +80,21 @@ class Embedder:
         numpy.ndarray
             [n, D] float32, in the order of `clips`.
         """
+        vectors = dict(self.embed(store, clips, what))
+        return np.stack([vectors[place] for place in range(len(vectors))])
+
+    def embed(self, store, clips, what="clips"):
+        """Embed clips, and yield (place in `clips`, [D] float32) of each as it is done; parameters as for a call."""
         clips = np.asarray(clips)
-        vectors = [None] * len(clips)
         off = not sys.stderr.isatty()
         bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
         with torch.inference_mode(), self.context, bar:
             for places in equal_length_batches(store.lengths[clips], self.batch_size):
                 wav = torch.from_numpy(np.stack([store.read(int(c)) for c in clips[places]])).to(self.device)
                 out = embed(self.modules, wav, torch.ones(len(wav), device=self.device))
-                for place, vector in zip(places, out.float().cpu().numpy(), strict=True):
-                    vectors[place] = vector
                 self.n_embedded += len(places)
                 bar.update(len(places))
-        return np.stack(vectors)
+                yield from zip(places.tolist(), out.float().cpu().numpy(), strict=True)
 
 
 def make_embedder(hparams, run_opts):
@@ -164,9 +166,12 @@ class EmbeddingCache:
             known.update(self._read(os.path.join(folder, name)))
         missing = list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
         if missing:
-            for place, vector in zip(missing, embedder(store, clips[missing], what), strict=True):
-                known[ids[place]] = vector
-            self._write(name, known)
+            try:
+                for place, vector in embedder.embed(store, clips[missing], what):
+                    known[ids[missing[place]]] = vector
+            finally:  # also where it is stopped: the next start goes on from there
+                if known:
+                    self._write(name, known)
         return np.stack([known[clip_id] for clip_id in ids])
 
     def _read(self, path):

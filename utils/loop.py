@@ -8,15 +8,17 @@ from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.errors import InputError
 from datasets.selection import current_and_replay, parse_keep, seen
 from utils.brain import HEADS_AND_ENCODER, TaskContext
-from utils.checkpoints import AtomicCheckpointer, BestEpoch, is_finished, load_weights
+from utils.checkpoints import AtomicCheckpointer, BestEpoch, is_finished, load_weights, set_aside_damaged
 from utils.costs import training_costs
 from utils.figures import plot_training
 from utils.files import write_atomically
 from utils.progress import RunProgress
 from utils.schedulers import WarmupCosineScheduler
+from utils.signals import quiet_worker, stop_signals
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
@@ -81,7 +83,9 @@ def save_rows(save_folder, data):
 def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=None):
     """Train an encoder on one task after the other.
 
-    A finished task is left as it is, a task that was interrupted goes on from its last checkpoint.
+    A finished task is left as it is, a task that was interrupted goes on from its last checkpoint. A checkpoint that is
+    damaged is not used: its task goes on from the one before, or is trained again from the task before, which gives the
+    same bits; so the tasks after it stay.
 
     Parameters
     ----------
@@ -103,6 +107,7 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
     names = data.task_names()
     with RunProgress(hparams, run_opts, plan) as progress:
         for t, step in enumerate(plan):
+            run_on_main(set_aside_damaged, args=[folders[t]])
             if is_finished(folders[t]):
                 progress.skip(t)
             else:
@@ -155,9 +160,10 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         "drop_last": True,
         "collate_fn": PaddedBatch,
         "pin_memory": torch.device(brain.device).type == "cuda",
+        "worker_init_fn": quiet_worker,
     }
     valid = _valid_loader(hparams, data, step["valid"])
-    with training_costs(hparams["output_folder"], brain.device) as context.save_costs:
+    with stop_signals.deferred(), training_costs(hparams["output_folder"], brain.device) as context.save_costs:
         brain.fit(counter, dataset, valid, progressbar=False, train_loader_kwargs=loader)
 
 
@@ -174,4 +180,5 @@ def _valid_loader(hparams, data, rows):
         return None
     clips = WholeClips(rows, data.store)
     batches = clips.batches(hparams["batch_size"])
-    return DataLoader(clips, batch_sampler=batches, num_workers=hparams["num_workers"], collate_fn=PaddedBatch)
+    how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
+    return DataLoader(clips, batch_sampler=batches, **how)

@@ -4,7 +4,6 @@ Legend: n clips, D embedding features, C classes.
 """
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -14,7 +13,7 @@ from datasets.selection import get_protocol
 from utils.brain import AccuracyCount
 from utils.checkpoints import BestEpoch, load_weights
 from utils.embeddings import cache_beside, make_embedder
-from utils.files import write_atomically
+from utils.files import read_json, write_json
 from utils.schedulers import WarmupCosineScheduler
 
 import numpy as np
@@ -232,12 +231,10 @@ class Evaluation:
         clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
         content = hashlib.blake2b("".join(self.data.store.ids[clips]).encode(), digest_size=8).hexdigest()
         key = f"{embedder.key()}-{content}"
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                saved = json.load(file)
-            if saved["key"] == key:
-                logger.info("%s: judged already", what)
-                return saved
+        saved = _judged(path, len(self.data.classes))
+        if saved.get("key") == key:
+            logger.info("%s: judged already", what)
+            return saved
         confusion, best = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what))
         result = {
             "key": key,
@@ -246,7 +243,7 @@ class Evaluation:
             "epoch": best["epoch"],
             "seconds": time.monotonic() - begun,
         }
-        write_atomically(path, json.dumps(result))
+        write_json(path, result)
         logger.info(
             "%s: %d training clips, best of %d epochs %d (valid %.1f %%), test %.1f %%, %.1f s",
             what, len(rows["train"]), self.hparams["number_of_epochs"], best["epoch"], 100 * best["accuracy"],
@@ -269,6 +266,21 @@ class Evaluation:
             self.protocol.balanced,
         )  # fmt: skip
         return confusion_matrix(classifier, parts["test"], n_classes), best
+
+
+def _judged(path, n_classes):
+    """What an earlier start of this evaluation has left; empty if there is nothing, or, with a warning, if it is
+    damaged."""
+    if not os.path.isfile(path):
+        return {}
+    try:
+        saved = read_json(path)
+        if np.shape(saved["confusion"]) != (n_classes, n_classes):
+            raise ValueError("its confusion matrix has another size")
+        return saved
+    except (ValueError, KeyError) as error:
+        logger.warning("%s is damaged (%s): that encoder is judged again.", path, error)
+        return {}
 
 
 def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weights):

@@ -1,12 +1,15 @@
 """What a run says while it goes on: one bar for all of it, a line a task, a log line an epoch."""
 
+import contextlib
 import csv
 import logging
 import os
 import sys
 import textwrap
+from pathlib import Path
 
 from datasets.errors import InputError
+from utils.files import naming, write_atomically
 
 from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
@@ -48,6 +51,30 @@ def make_extra_loggers(name, folder):
         raise InputError(f"extra_logger: {name} needs a package that is not installed: pip install {name}.") from error
 
 
+def _mend_last_line(path):
+    """Cut off a last line that a death or a full disk has torn; its epoch was not saved, and is logged again."""
+    content = Path(path).read_bytes() if os.path.isfile(path) else b""
+    if content and not content.endswith(b"\n"):
+        write_atomically(path, content[: content.rfind(b"\n") + 1])
+
+
+def _whole_rows(path):
+    """The rows of train_log.csv, each a dict, once damaged ones are out of the file."""
+    _mend_last_line(path)
+    if not os.path.isfile(path):
+        return []
+    header, *lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+    names, rows = header.strip().split(","), {}
+    for line in lines if {"task", "epoch", "loss"} <= set(names) else ():
+        with contextlib.suppress(ValueError):  # a cell that is no number, or too few or too many
+            cells = line.strip().split(",")
+            rows[line] = {name: cell for name, cell, _ in zip(names, cells, map(float, cells), strict=True)}
+    if len(rows) < len(lines) or not rows:
+        logger.warning("%s had %d damaged lines, which are gone.", path, len(lines) - len(rows))
+        write_atomically(path, header + "".join(rows)) if rows else os.unlink(path)
+    return list(rows.values())
+
+
 class RunProgress:
     """The bar over all steps of all tasks, and the logs.
 
@@ -68,10 +95,9 @@ class RunProgress:
         self.loggers = [FileTrainLogger(os.path.join(self.folder, "train_log.txt"), precision=4)]
         self.loggers += make_extra_loggers(hparams["extra_logger"], self.folder)
         self.csv_path = os.path.join(self.folder, "train_log.csv")
-        self.logged = set()  # by an earlier start of this run; an epoch trained again has the same figures
-        if os.path.isfile(self.csv_path):
-            with open(self.csv_path, encoding="utf-8", newline="") as file:
-                self.logged = {(row["task"], row["epoch"]) for row in csv.DictReader(file)}
+        _mend_last_line(os.path.join(self.folder, "train_log.txt"))
+        # By an earlier start of this run; an epoch trained again has the same figures.
+        self.logged = {(row["task"], row["epoch"]) for row in _whole_rows(self.csv_path)}
         self.off = run_opts.noprogressbar or not sys.stderr.isatty()
         self.first_loss = self.last_loss = None
 
@@ -119,16 +145,19 @@ class RunProgress:
             return
         for log in self.loggers:
             if isinstance(log, FileTrainLogger):
-                log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
+                with naming(log.save_file):
+                    log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
             else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
                 before = sum(step["epochs"] for step in self.plan[: stats["task"]])
                 log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
         new = not os.path.exists(self.csv_path)
-        with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
+        with naming(self.csv_path), open(self.csv_path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(stats), lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(stats)
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint, after which this epoch isn't trained again
 
     def task_done(self, task, name, seconds):
         """Say in a line what a task did."""

@@ -582,6 +582,8 @@ def main(arguments=None):
     except OSError as error:
         print(f"Error: can't write the report: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

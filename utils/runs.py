@@ -14,7 +14,7 @@ from importlib.metadata import version
 from datasets.errors import InputError
 from utils.checkpoints import latest_checkpoint
 from utils.config import early_messages, effective_option
-from utils.files import write_atomically
+from utils.files import REMEDIES, write_atomically
 
 import ruamel.yaml
 from filelock import FileLock, Timeout
@@ -110,7 +110,8 @@ def open_run_folder(folder, settings, overwrite=False):
             shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.remove(full)
         write_atomically(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
     except OSError as error:
-        raise InputError(f"Can't write to {folder} ({error.strerror}): set output_base to another folder.") from error
+        remedy = REMEDIES.get(error.errno, "set output_base to another folder")
+        raise InputError(f"Can't write to {folder} ({error.strerror}): {remedy}.") from error
 
 
 def _contents(folder):
