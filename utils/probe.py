@@ -232,12 +232,10 @@ class Evaluation:
         clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
         content = hashlib.blake2b("".join(self.data.store.ids[clips]).encode(), digest_size=8).hexdigest()
         key = f"{embedder.key()}-{content}"
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                saved = json.load(file)
-            if saved["key"] == key:
-                logger.info("%s: judged already", what)
-                return saved
+        saved = _read_result(path, len(self.data.classes))
+        if saved["key"] == key:
+            logger.info("%s: judged already", what)
+            return saved
         confusion, best = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what))
         result = {
             "key": key,
@@ -269,6 +267,25 @@ class Evaluation:
             self.protocol.balanced,
         )  # fmt: skip
         return confusion_matrix(classifier, parts["test"], n_classes), best
+
+
+def _read_result(path, n_classes):
+    """What `Evaluation.judge` has left in a file; without a key if there is none, or, with a warning, a damaged one."""
+    if not os.path.isfile(path):
+        return {"key": None}
+    try:
+        with open(path, encoding="utf-8") as file:
+            saved = json.load(file)
+        confusion = np.array(saved["confusion"])
+        whole = confusion.shape == (n_classes, n_classes) and confusion.dtype == int and (confusion >= 0).all()
+        numbers = [saved[name] for name in ("valid_accuracy", "epoch", "seconds")]
+        if whole and all(isinstance(number, (int, float)) for number in numbers) and isinstance(saved["key"], str):
+            return saved
+        reason = "no result in it"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+    logger.warning("%s is damaged (%s): that encoder is judged again.", path, reason)
+    return {"key": None}
 
 
 def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weights):
