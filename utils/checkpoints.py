@@ -6,7 +6,6 @@ Older ones are deleted after that, so a half-deleted one always has a whole, new
 """
 
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -57,6 +56,22 @@ class AtomicCheckpointer(Checkpointer):
         return Checkpoint(path, written.meta, files)
 
 
+    def load_checkpoint(self, checkpoint):
+        """Load as SpeechBrain does, which takes tensors and YAML from the files and no pickled code.
+
+        Raises
+        ------
+        InputError
+            A file is damaged, or of another architecture.
+        """
+        try:
+            return super().load_checkpoint(checkpoint)
+        except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
+            raise InputError(
+                f"{checkpoint.path} is damaged ({_why(error)}): delete it, and that task is trained from its beginning."
+            ) from error
+
+
 @register_checkpoint_hooks
 class BestEpoch:
     """The weights of the epoch with the best validation accuracy; of equals, that of least loss.
@@ -99,6 +114,11 @@ class BestEpoch:
         vars(self).update(torch.load(path, map_location="cpu", weights_only=True))
 
 
+def _why(error):
+    """The first sentence of an error's text."""
+    return " ".join(str(error).split(". ")[0].split())[:300] or "it ends too soon"
+
+
 def _sync(path):
     """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -124,9 +144,12 @@ def latest_checkpoint(folder):
     found = [p for p in folder.glob(f"{CKPT_PREFIX}*") if (p / METAFNAME).is_file()] if folder.is_dir() else []
     metas = []
     for path in found:
-        with open(path / METAFNAME, encoding="utf-8") as file:
-            meta = yaml.safe_load(file)
-        if not isinstance(meta, dict) or "unixtime" not in meta:
+        try:
+            with open(path / METAFNAME, encoding="utf-8") as file:
+                meta = yaml.safe_load(file)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            meta = None
+        if not isinstance(meta, dict) or not isinstance(meta.get("unixtime"), int | float):
             raise InputError(f"{path / METAFNAME} is damaged: delete {path}, or take another copy.")
         metas.append((path, meta))
     return max(metas, key=lambda entry: entry[1]["unixtime"], default=None)
@@ -164,8 +187,8 @@ def load_weights(folder, modules, hint=""):
             raise InputError(f"{latest[0]} has no {path.name}: was it saved by one of this project's trainers?")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            why = " ".join(str(error).split(". ")[0].split()) or "it ends too soon"
+        except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
+            why = _why(error)
             raise InputError(f"{path} is damaged ({why}): train that task again, or take another copy.") from error
         try:
             module.load_state_dict(state)

@@ -48,6 +48,20 @@ def make_extra_loggers(name, folder):
         raise InputError(f"extra_logger: {name} needs a package that is not installed: pip install {name}.") from error
 
 
+def _epochs_logged(path):
+    """Task and epoch, as text, of each row of a train_log.csv."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"task", "epoch", "loss"} <= rows[0].keys():
+            raise ValueError("no rows of task, epoch, loss")
+        numbers = [(int(row["task"]), int(row["epoch"]), float(row["loss"])) for row in rows]
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a row that was cut short
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}): mend or delete it; what was trained stays.") from error
+    return {(str(task), str(epoch)) for task, epoch, _ in numbers}
+
+
 class RunProgress:
     """The bar over all steps of all tasks, and the logs.
 
@@ -70,8 +84,7 @@ class RunProgress:
         self.csv_path = os.path.join(self.folder, "train_log.csv")
         self.logged = set()  # by an earlier start of this run; an epoch trained again has the same figures
         if os.path.isfile(self.csv_path):
-            with open(self.csv_path, encoding="utf-8", newline="") as file:
-                self.logged = {(row["task"], row["epoch"]) for row in csv.DictReader(file)}
+            self.logged = _epochs_logged(self.csv_path)
         self.off = run_opts.noprogressbar or not sys.stderr.isatty()
         self.first_loss = self.last_loss = None
 
