@@ -18,7 +18,7 @@ Each clip passes each encoder once; embeddings stay beside the checkpoints, so t
 import copy
 
 from datasets.prepare import DATA_KEYS, prepare
-from utils.config import load_config, parse_arguments, user_errors
+from utils.config import JUDGING_KEYS, load_config, parse_arguments, user_errors
 from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
 from utils.results import save_results
 from utils.runs import (
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     with user_errors():
         # Command line and YAML to objects; the encoders that are to be judged.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "ssl_checkpoints_dir"))
+        hparams = load_config(hparams_file, overrides, run_opts, JUDGING_KEYS)
         settings = run_settings(hparams_file, overrides, run_opts, hparams)
         encoders = find_checkpoints(hparams["ssl_checkpoints_dir"])
         trained = check_same_encoder(encoders[0], settings)

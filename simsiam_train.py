@@ -16,7 +16,7 @@ replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_
 
 from datasets.prepare import DATA_KEYS, prepare
 from utils.brain import TaskBrain
-from utils.config import load_config, parse_arguments, user_errors
+from utils.config import TRAINING_KEYS, load_config, parse_arguments, user_errors
 from utils.loop import plan_tasks, train_tasks
 from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
 
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     with user_errors():
         # 1-2. Command line and YAML to objects.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides, run_opts, needs=("output_folder", "cosine_loss"))
+        hparams = load_config(hparams_file, overrides, run_opts, needs=("cosine_loss", *TRAINING_KEYS))
 
         # 3. Another run's folder is refused.
         settings = run_settings(hparams_file, overrides, run_opts, hparams)

@@ -97,13 +97,13 @@ def resampled_length(frames, rate, sample_rate):
 
 def open_audio(path):
     """`soundfile.SoundFile(path)`, with BadAudio and a short reason where it can't be opened."""
+    if os.path.exists(path) and not os.path.isfile(path):  # before opening: a pipe would be waited for
+        raise BadAudio(path, "not a file")
     try:
         return sf.SoundFile(path)
     except (sf.SoundFileError, OSError, TypeError, ValueError) as err:  # TypeError: a headerless .raw file
         if not os.path.exists(path):
             reason = "no such file"
-        elif not os.path.isfile(path):
-            reason = "not a file"
         elif os.path.getsize(path) == 0:
             reason = "empty file"
         else:

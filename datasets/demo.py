@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -429,7 +430,10 @@ def _is_complete(folder, parameters):
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     note = folder / "metadata" / "demo.json"
-    found = json.loads(note.read_text()) if note.is_file() else None
+    try:
+        found = json.loads(note.read_text()) if note.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        found = None
     if found == parameters:
         return True
     what = f"a demo set of {found}" if found else "something that is not a demo set"
@@ -490,7 +494,10 @@ def generate(folder, seed=2022, clips_per_class=40, max_duration=4.0):
     parameters = {"seed": seed, **sizes, "version": VERSION}
     if _is_complete(folder, parameters):
         return folder
-    _write_atomically(folder, parameters)
+    try:
+        _write_atomically(folder, parameters)
+    except OSError as error:
+        raise InputError(f"{folder} can't be written ({error.strerror or error}): give another folder.") from error
     return folder
 
 
@@ -525,7 +532,8 @@ def main():
     try:
         folder = generate(args.folder, args.seed, args.clips_per_class)
     except InputError as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     files = list(folder.glob("audio/fold*/*.wav"))
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"{folder}: {len(files)} clips, {size:.0f} MB, {FOLDS} folds, {len(CLASSES)} classes: {', '.join(CLASSES)}")

@@ -5,7 +5,7 @@ format.
 """
 
 from datasets.errors import InputError
-from datasets.table import class_names, fold_split, read_metadata
+from datasets.table import class_names, fold_split, read_metadata, refuse
 
 SOURCE = "ESC-50"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")
@@ -37,6 +37,7 @@ def load(data_folder, esc10_only=False):
         The folder, the metadata or a column is missing, or a row is malformed.
     """
     meta = read_metadata(data_folder, "meta/esc50.csv", COLUMNS, integers=("fold", "target"))
+    refuse("meta/esc50.csv", meta, meta["filename"].duplicated(), "a clip that an earlier line has")
     if esc10_only:
         meta = meta[meta["esc10"].astype(str).str.lower() == "true"]
         if meta.empty:

@@ -41,10 +41,11 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
+from datasets.arrays import DamagedArrays, read_arrays
 from datasets.audio import BadAudio, load_mono, mono_length, open_audio, quantise, resampled_length, to_float
 from datasets.errors import InputError
 
@@ -421,7 +422,7 @@ def _load_manifest(plan):
             manifest = json.load(file)
     except (FileNotFoundError, NotADirectoryError) as err:
         raise _Unusable from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise _Unusable("its store.json can't be read", logging.WARNING) from err
     wanted = {"format_version": FORMAT_VERSION, "sample_rate": plan.sample_rate}
     whole = isinstance(manifest, dict) and manifest.get("crc32", _checksum(manifest)) == _checksum(manifest)
@@ -443,14 +444,29 @@ def _checksum(manifest):
 
 def _read_index(path, crc32=None):
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        if crc32 not in (None, zlib.crc32(content)):  # a store that was built before there was this sum has none
-            raise ValueError("another checksum")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {key: file[key] for key in INDEX_KEYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as err:
+        if crc32 not in (None, zlib.crc32(Path(path).read_bytes())):  # a store from before there was this sum has none
+            raise DamagedArrays("another checksum")
+        index = read_arrays(path, INDEX_KEYS)
+    except (OSError, DamagedArrays) as err:
         raise _Unusable("its index is missing or damaged", logging.WARNING) from err
+    if not _is_sound(index):
+        raise _Unusable("its index is missing or damaged", logging.WARNING)
+    return index
+
+
+def _is_sound(index):
+    """Whether the arrays of an index have the types and sizes that they were written with."""
+    shape, bad = index["lengths"].shape, index["bad"]
+    kinds = dict.fromkeys(("offsets", "lengths", "sizes", "mtimes"), np.int64)
+    kinds |= {"peaks": np.float32, "crc32": np.uint32}
+    return (
+        len(shape) == 1
+        and all(index[key].shape == shape and index[key].dtype == kind for key, kind in kinds.items())
+        and (index["lengths"] >= 0).all()
+        and bad.dtype == np.int64
+        and bad.shape == index["reasons"].shape
+        and ((bad >= 0) & (bad < shape[0])).all()
+    )
 
 
 def _what_changed(plan, manifest):

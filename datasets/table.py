@@ -2,13 +2,18 @@
 
 import hashlib
 import os
+import re
 
 from datasets.errors import InputError
 
 import pandas as pd
 
+# Told by the text alone: a folder or a file of the data set may be a link, since people link data sets.
+LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
-def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True, hint=""):
+
+def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True, hint="", plain=True):
     """Read a metadata file and check what every later step relies on.
 
     Parameters
@@ -27,6 +32,8 @@ def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True,
         Whether the first line names the columns; where it doesn't, `columns` are all there are.
     hint : str
         Said where the file is missing: where to get it.
+    plain : bool
+        Whether the audio file's name may name no folder, or else may name folders below the data folder.
 
     Returns
     -------
@@ -36,7 +43,8 @@ def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True,
     Raises
     ------
     InputError
-        Folder, file or column missing, no rows, an empty or non-integer cell, or a file name that leaves the folder.
+        Folder, file or column missing, no rows, an empty or non-integer cell, a control character, or a file name that
+        leaves the folder.
     """
     path = os.path.join(data_folder, name)
     if not os.path.isfile(path):
@@ -46,18 +54,20 @@ def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True,
     missing = [c for c in columns if c not in meta.columns]
     if missing:
         found = ", ".join(" ".join(str(column).split()) for column in meta.columns)
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {found}.")
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {_cut(found)}.")
     if meta.empty:
         raise InputError(f"{path} has no rows.")
     for column in columns:
         refuse(path, meta, meta[column].str.strip() == "", f"no {column}", header)
+        refuse(path, meta, meta[column].str.contains(CONTROL), f"a {column} with a control character", header)
     for column in integers:
         no_number = ~meta[column].str.fullmatch(r"\s*\d{1,9}\s*")
         refuse(path, meta, no_number, f"a {column} that is no whole number", header)
         meta[column] = meta[column].astype(int)
     names = meta[columns[0]]
-    leaves = names.str.startswith("/") | names.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
-    refuse(path, meta, leaves, f"a {columns[0]} that leaves the data folder", header)
+    refuse(path, meta, names.str.contains(LEAVES), f"a {columns[0]} that leaves the data folder", header)
+    if plain:
+        refuse(path, meta, names.str.contains(r"[/\\]"), f"a {columns[0]} that names a folder too", header)
     return meta
 
 
@@ -71,6 +81,12 @@ def _read_table(path, sep, names):
     if not isinstance(meta.index, pd.RangeIndex):  # pandas takes the first cells for row names then
         raise InputError(f"{path} has more cells in a row than column names.")
     return meta.fillna("")  # the cells that a short row lacks
+
+
+def _cut(value):
+    """A value as text of a readable length: a damaged file may have cells of any."""
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def refuse(path, meta, bad, what, header=True):
@@ -96,8 +112,8 @@ def refuse(path, meta, bad, what, header=True):
     """
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        line = row + 1 + header
-        raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {list(meta.iloc[row])}")
+        line, cells = row + 1 + header, _cut(list(meta.iloc[row]))
+        raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {cells}")
 
 
 def listing(folder):
@@ -137,9 +153,11 @@ def class_names(path, meta, number, name, gaps=True):
     for column in (number, name):
         twice = pairs[pairs[column].duplicated(keep=False)]
         if len(twice):
-            raise InputError(f"{path}: one {column} must be one class, but there are {twice.values.tolist()}.")
+            found = _cut(twice.values.tolist())
+            raise InputError(f"{path}: one {column} must be one class, but there are {found}.")
     if not gaps and list(pairs[number]) != list(range(len(pairs))):
-        raise InputError(f"{path}: {number} must go from 0 up without a gap; it has {list(pairs[number])}.")
+        found = _cut(list(pairs[number]))
+        raise InputError(f"{path}: {number} must go from 0 up without a gap; it has {found}.")
     return pairs.set_index(number)[name]
 
 

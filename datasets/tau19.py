@@ -90,7 +90,7 @@ def _read(data_folder, name):
     """One file of the evaluation set-up: `wav_path`, `class_name`, `location`."""
     name = f"evaluation_setup/{name}"
     hint = f"It is in {ARCHIVES}.meta.zip."
-    meta = read_metadata(data_folder, name, ("filename",), sep="\t", hint=hint)
+    meta = read_metadata(data_folder, name, ("filename",), sep="\t", hint=hint, plain=False)
     path = os.path.join(data_folder, name)
     parts = meta["filename"].str.extract(NAME)
     refuse(path, meta, parts["scene"].isna(), "a filename not like audio/<scene>-<city>-<location>-<segment>-a.wav")

@@ -4,7 +4,7 @@ Reads the published layout, ``metadata/UrbanSound8K.csv`` and ``audio/fold{1..10
 to download it in person, see the README.
 """
 
-from datasets.table import class_names, fold_split, read_metadata
+from datasets.table import class_names, fold_split, read_metadata, refuse
 
 SOURCE = "UrbanSound8K"
 COLUMNS = ("slice_file_name", "fold", "classID", "class")
@@ -39,6 +39,7 @@ def load(data_folder):
         class_name=meta["classID"].map(names),
         split=fold_split(meta["fold"], SPLITS, SOURCE),
     )
+    refuse("metadata/UrbanSound8K.csv", meta, rows["wav_path"].duplicated(), "a clip that an earlier line has")
     rows = rows[["wav_path", "class_name", "split", "fold"]]
     rows.attrs["source"] = SOURCE
     return rows, list(names)

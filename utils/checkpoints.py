@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 import os
-import pickle
 import shutil
 import zlib
 from pathlib import Path
@@ -95,6 +94,21 @@ class AtomicCheckpointer(Checkpointer):
         _sync(path.parent)
         files = {name: path / Path(file).name for name, file in written.paramfiles.items()}
         return Checkpoint(path, written.meta, files)
+
+    def load_checkpoint(self, checkpoint):
+        """Load as SpeechBrain does, which takes tensors and YAML from the files and no pickled code.
+
+        Raises
+        ------
+        InputError
+            A file is damaged, or of another architecture.
+        """
+        try:
+            return super().load_checkpoint(checkpoint)
+        except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
+            raise InputError(
+                f"{checkpoint.path} is damaged ({_why(error)}): delete it, and that task is trained from its beginning."
+            ) from error
 
 
 @register_checkpoint_hooks
@@ -241,9 +255,14 @@ def _read_meta(checkpoint):
     """A checkpoint's meta data; None where they can't be read."""
     try:
         meta = yaml.safe_load((checkpoint / METAFNAME).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
-    return meta if isinstance(meta, dict) and isinstance(meta.get("unixtime"), (int, float)) else None
+    return meta if isinstance(meta, dict) and isinstance(meta.get("unixtime"), int | float) else None
+
+
+def _why(error):
+    """The first sentence of an error's text."""
+    return " ".join(str(error).split(". ")[0].split())[:300] or "it ends too soon"
 
 
 def _sync(path):
@@ -314,9 +333,8 @@ def load_weights(folder, modules, hint=""):
             raise InputError(f"{latest[0]} is damaged ({reason}): {_mend(folder)}.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            why = " ".join(str(error).split(". ")[0].split()) or "it ends too soon"
-            raise InputError(f"{path} is damaged ({why}): {_mend(folder)}.") from error
+        except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
+            raise InputError(f"{path} is damaged ({_why(error)}): {_mend(folder)}.") from error
         try:
             module.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:

@@ -34,6 +34,17 @@ logger = logging.getLogger(__name__)
 
 PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir",
          "pretrained_weights")  # fmt: skip
+OPTIONAL = ("store_folder", "pretrained_weights")  # paths that may be null
+FLAGS = ("overwrite", "skip_bad_audio", "use_mixup", "mean_norm", "standardise")
+MADE = ("dataset", "opt_class", "classifier")  # what a YAML makes by !name
+# What a script can't do without; those of one trainer alone are named there.
+RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",
+            "store_folder", "skip_bad_audio", "seed", "modules", "opt_class", "batch_size", "lr", "final_lr",
+            "number_of_epochs", "warmup_epochs", "replay_num_keep", "emb_dim", "encoder")  # fmt: skip
+TRAINING_KEYS = (*RUN_KEYS, "train_duration", "use_mixup", "mixup_alpha", "num_workers", "extra_logger",
+                 "ckpt_overhead")  # fmt: skip
+JUDGING_KEYS = ("ssl_checkpoints_dir", *RUN_KEYS, "linclf_train_type", "standardise", "embedding_batch_size", "loss",
+                "classifier")  # fmt: skip
 MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
 LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
     "seed": 0,
@@ -184,7 +195,7 @@ def _demanded(keys, given):
         The file can't be used, the user asks for something else, or the sample rate doesn't fit.
     """
     path = given.get("pretrained_weights", keys.get("pretrained_weights"))
-    if not path:
+    if not path or not isinstance(path, str):  # what is no path is refused when all is built
         return {}
     demanded = read_pretrained(os.path.expanduser(path)).settings
     for key, value in demanded.items():
@@ -284,9 +295,11 @@ def load_config(hparams_file, overrides, run_opts=None, needs=()):
         hparams = load_hyperpyyaml(text, overrides)
     except InputError:
         raise
-    except (ValueError, TypeError, AttributeError, ImportError, ruamel.yaml.YAMLError) as error:
-        reason = " ".join(str(a) for a in error.args) or str(error)
+    except Exception as error:  # whatever the YAML's objects raise when they are built
+        reason = " ".join(map(str, error.args)) if not isinstance(error, OSError) else str(error)
+        reason = reason.strip() or type(error).__name__
         raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error
+    _check_kinds(hparams)
     places = {key for key in PATHS if isinstance(hparams.get(key), str)}
     hparams |= {key: os.path.expanduser(hparams[key]) for key in places}
     _check_numbers(hparams)
@@ -338,7 +351,8 @@ def _refuse_missing(keys, given, needs, hparams_file):
     """Raise for a key that the YAML lacks, or that it leaves to the user."""
     lacking = [key for key in needs if key not in keys]
     if lacking:
-        raise InputError(f"{hparams_file} has no {', '.join(lacking)}: is it a configuration of this script?")
+        more = f" (nor {len(lacking) - 1} other keys)" if len(lacking) > 1 else ""
+        raise InputError(f"{hparams_file} has no {lacking[0]}{more}: is it a configuration of this script?")
     unset = [k for k, v in keys.items() if _tag(v) == "!PLACEHOLDER" and k not in given]
     if unset:
         raise InputError(f"{unset[0]} is not set: add --{unset[0]}=VALUE, or set it in {hparams_file}.")
@@ -363,13 +377,35 @@ def _check_override(key, value, keys):
             return
 
 
+def _check_kinds(hparams):
+    """Refuse what the YAML itself has of a kind that can't be meant; overrides are of its kinds already."""
+    for key in PATHS:
+        value = hparams.get(key, "")
+        if not isinstance(value, str) and not (value is None and key in OPTIONAL):
+            raise InputError(f"{key} is {value!r}: it must be a path, in quotes if it looks like something else.")
+    for key in FLAGS:
+        if not isinstance(hparams.get(key, False), bool):
+            raise InputError(f"{key} is {hparams[key]!r}: it must be True or False.")
+    for key in MADE:
+        if not callable(hparams.get(key, str)):
+            raise InputError(f"{key} is {hparams[key]!r}: it is built by the YAML, edit it there.")
+    modules = hparams.get("modules", {})
+    for name, module in modules.items() if isinstance(modules, dict) else [("modules", modules)]:
+        if not isinstance(module, torch.nn.Module):
+            raise InputError(f"{name} is {module!r}: it is built by the YAML, edit it there.")
+    lacking = [name for name in ("compute_features", "mean_var_norm", "embedding_model") if name not in (modules or {})]
+    if "modules" in hparams and lacking:
+        raise InputError(f"modules has no {lacking[0]}: name it there in the YAML.")
+
+
 def _check_numbers(values):
     """Refuse numbers out of range, and what is no number where one is needed."""
     for key, lowest in LOWEST.items():
         value = values.get(key, lowest)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        kinds, what = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
+        is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or value < lowest:
-            raise InputError(f"{key} is {value!r}: it must be a number of at least {lowest}.")
+            raise InputError(f"{key} is {value!r}: it must be {what} of at least {lowest}.")
 
 
 def _check_together(hparams, debug):
@@ -380,11 +416,8 @@ def _check_together(hparams, debug):
     weights = [key for key in hparams if key.endswith("_weight")]
     if weights and not any(hparams[key] for key in weights):
         raise InputError(f"{' and '.join(weights)} are 0, so there is no loss: set one above 0.")
-    for name, module in hparams.get("modules", {}).items():
-        if not isinstance(module, torch.nn.Module):
-            raise InputError(f"{name} is {module!r}: it is built by the YAML, edit it there.")
     name = hparams.get("extra_logger")
-    if name is not None and name not in EXTRA_LOGGERS:
+    if name is not None and name not in list(EXTRA_LOGGERS):
         raise InputError(f"extra_logger is {name!r}: choose null or one of {', '.join(EXTRA_LOGGERS)}.")
     if name is not None and importlib.util.find_spec(name) is None:
         raise InputError(f"extra_logger: {name} is not installed: pip install {name}, or set extra_logger to null.")

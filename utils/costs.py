@@ -80,7 +80,7 @@ def read_costs(run_folder):
         if math.isfinite(seconds) and seconds >= 0 and math.isfinite(peak) and peak >= 0 and costs["device"]:
             return costs
         reason = "no costs in it"
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = error
     logger.warning("%s is damaged (%s): the cost of training until now is not known.", path, reason)
     return None

@@ -9,8 +9,8 @@ import io
 import logging
 import os
 import sys
-import zipfile
 
+from datasets.arrays import DamagedArrays, read_arrays
 from datasets.batches import equal_length_batches
 from utils.brain import embed
 from utils.config import effective_option
@@ -39,6 +39,8 @@ class Embedder:
         Most clips in one forward pass.
     precision : str
         "fp32" or "bf16".
+    dim : int, optional
+        D, where it is known: kept embeddings of another size are not used.
 
     Attributes
     ----------
@@ -46,9 +48,9 @@ class Embedder:
         Clips that went through the encoder so far.
     """
 
-    def __init__(self, modules, device="cpu", batch_size=32, precision="fp32"):
+    def __init__(self, modules, device="cpu", batch_size=32, precision="fp32", dim=None):
         self.modules = {name: module.to(device).eval() for name, module in modules.items()}
-        self.device, self.batch_size, self.precision = device, batch_size, precision
+        self.device, self.batch_size, self.precision, self.dim = device, batch_size, precision, dim
         self.context = TorchAutocast(device_type=device.split(":")[0], dtype=AMPConfig.from_name(precision).dtype)
         self.n_embedded = 0
 
@@ -103,7 +105,7 @@ def make_embedder(hparams, run_opts):
     Parameters
     ----------
     hparams : dict
-        Uses `modules`, `embedding_batch_size`, `eval_precision`.
+        Uses `modules`, `embedding_batch_size`, `eval_precision`, `emb_dim`.
     run_opts : speechbrain.utils.run_opts.RunOptions
 
     Returns
@@ -113,7 +115,8 @@ def make_embedder(hparams, run_opts):
     """
     modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
     precision = effective_option("eval_precision", hparams, run_opts)
-    return Embedder(modules, run_opts.device or infer_device(), hparams["embedding_batch_size"], precision)
+    device = run_opts.device or infer_device()
+    return Embedder(modules, device, hparams["embedding_batch_size"], precision, hparams["emb_dim"])
 
 
 def cache_beside(task_folder, output_folder):
@@ -163,7 +166,7 @@ class EmbeddingCache:
         name = f"{embedder.key()}.npz"
         known = {}
         for folder in filter(None, (self.fallback, self.folder)):
-            known.update(self._read(os.path.join(folder, name)))
+            known.update(self._read(os.path.join(folder, name), embedder.dim))
         missing = list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
         if missing:
             try:
@@ -174,15 +177,20 @@ class EmbeddingCache:
                     self._write(name, known)
         return np.stack([known[clip_id] for clip_id in ids])
 
-    def _read(self, path):
+    def _read(self, path, dim=None):
+        """The vectors in a file by their ids; none, with a warning, if it is damaged."""
         if not os.path.isfile(path):
             return {}
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return dict(zip(archive["ids"].tolist(), archive["vectors"], strict=True))
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            ids, vectors = read_arrays(path, ("ids", "vectors")).values()
+            if ids.ndim != 1 or ids.dtype.kind != "U" or len(np.unique(ids)) < len(ids):
+                raise DamagedArrays("its ids are not one a clip")
+            if vectors.dtype != np.float32 or vectors.shape != (len(ids), dim or vectors.shape[-1]):
+                raise DamagedArrays(f"{vectors.dtype} {list(vectors.shape)} for {len(ids)} vectors of {dim} features")
+        except DamagedArrays as error:
             logger.warning("%s is damaged (%s): its clips are embedded again.", path, error)
             return {}
+        return dict(zip(ids.tolist(), vectors, strict=True))
 
     def _write(self, name, known):
         buffer = io.BytesIO()

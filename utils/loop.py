@@ -118,9 +118,9 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
                 progress.task_done(t, names[t], time.monotonic() - begun)
             if after_task is not None:
                 after_task(t, folders[t])
-    figure = os.path.join(hparams["output_folder"], "training.png")
-    if not os.path.isfile(figure):
-        plot_training(os.path.join(hparams["output_folder"], "train_log.csv"), figure)
+    figure, log = (os.path.join(hparams["output_folder"], name) for name in ("training.png", "train_log.csv"))
+    if os.path.isfile(log) and not os.path.isfile(figure):
+        plot_training(log, figure)
     logger.info("Weights after each task: %s. Losses: %s.", hparams["save_folder"], figure)
 
 

@@ -13,6 +13,7 @@ Shapes: N encoders, T test tasks, C classes.
 import csv
 import io
 
+from datasets.errors import InputError
 from utils.files import write_atomically
 
 import numpy as np
@@ -238,15 +239,20 @@ def read_table(path):
 
     Raises
     ------
-    ValueError
+    InputError
         If the file is no accuracy table.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is no accuracy table: {error}") from None
     if len(lines) < 2 or lines[0][:1] != ["encoder"] or len(lines[0]) < 2 or len({len(line) for line in lines}) != 1:
-        raise ValueError(f"{path} is no accuracy table: expected `encoder,task0,task1,...`, then one line per encoder")
+        raise InputError(f"{path} is no accuracy table: expected `encoder,task0,task1,...`, then one line per encoder")
     try:
         table = np.array([[float(cell) if cell else np.nan for cell in line[1:]] for line in lines[1:]])
     except ValueError as error:
-        raise ValueError(f"{path} is no accuracy table: {error}") from None
+        raise InputError(f"{path} is no accuracy table: {str(error)[:120]}") from None
+    if not ((table >= 0) & (table <= 1) | np.isnan(table)).all():
+        raise InputError(f"{path} is no accuracy table: accuracies are from 0 to 1")
     return table, lines[0][1:]

@@ -275,12 +275,16 @@ def _judged(path, n_classes):
         return {}
     try:
         saved = read_json(path)
-        if np.shape(saved["confusion"]) != (n_classes, n_classes):
-            raise ValueError("its confusion matrix has another size")
-        return saved
-    except (ValueError, KeyError) as error:
-        logger.warning("%s is damaged (%s): that encoder is judged again.", path, error)
-        return {}
+        confusion = np.array(saved["confusion"])
+        whole = confusion.shape == (n_classes, n_classes) and confusion.dtype == int and (confusion >= 0).all()
+        numbers = [saved[name] for name in ("valid_accuracy", "epoch", "seconds")]
+        if whole and all(isinstance(number, int | float) for number in numbers) and isinstance(saved["key"], str):
+            return saved
+        reason = "no result in it"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+    logger.warning("%s is damaged (%s): that encoder is judged again.", path, reason)
+    return {}
 
 
 def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weights):

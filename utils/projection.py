@@ -48,7 +48,7 @@ def read_clips(csv_path):
     files = [path] if os.path.isfile(path) else sorted(glob.glob(pattern))
     if not files:
         raise InputError(f"No CSV at csv_path={csv_path}: name the save folder of a run, a CSV, or a glob of CSVs.")
-    tables = [read_metadata(*os.path.split(file), COLUMNS, integers=("label", "task")) for file in files]
+    tables = [read_metadata(*os.path.split(file), COLUMNS, integers=("label", "task"), plain=False) for file in files]
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)].drop_duplicates("wav_path", ignore_index=True)
 
 

@@ -143,8 +143,11 @@ def load_run(folder):
         fields["costs"] = {key: _number(content.get(key)) for key in COSTS}
     except KeyError as error:
         raise InputError(f"{file} has no key {error}: was it written by linclf_train.py?") from None
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{file} was not written by linclf_train.py: {error}") from None
+    names = [fields[key] for key in ("protocol", "method", "encoder", "dataset")]
+    if not all(isinstance(name, str) for name in names) or not isinstance(fields["encoder_tasks"], int | None):
+        raise InputError(f"{file} was not written by linclf_train.py: a name is no text, or encoder_tasks no number")
     if fields["protocol"] not in PROTOCOL_NAMES | OWN_TEST:
         known = ", ".join(PROTOCOL_NAMES)
         raise InputError(f"{file}: unknown protocol {fields['protocol']!r}; known are {known}")
@@ -155,7 +158,7 @@ def _read_object(file):
     """The object in a JSON file that an evaluation has left."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}): run that evaluation again, or leave it out") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} is damaged (no object in it): run that evaluation again, or leave it out")
@@ -514,7 +517,7 @@ def _one_run(run):
     file = run.folder / "accuracy_table.csv"
     try:
         table, task_names = read_table(file)
-    except (OSError, ValueError) as error:
+    except InputError as error:
         raise InputError(f"No accuracy table for {run.folder}: {error}") from None
     task_names = [textwrap.shorten(name, 30, placeholder=" ...") for name in task_names]
     widths = [max(6, len(name)) for name in task_names]
@@ -577,10 +580,10 @@ def main(arguments=None):
                 write_report(groups, options.output, differing)
             print(to_markdown(groups, differing), end="")
     except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"Error: can't write the report: {error}", file=sys.stderr)
+        print(f"error: can't write the report: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

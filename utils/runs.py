@@ -139,7 +139,7 @@ def _read_json(path):
         if isinstance(content, dict):
             return content
         reason = "it holds no settings"
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         reason = error
     raise InputError(f"{path} is damaged ({reason}): delete that run's folder, or set experiment_name.")
 
@@ -148,7 +148,7 @@ def _same(one, other):
     """Whether two settings are equal: 1 is 1.0."""
     try:
         return one == other or float(one) == float(other)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -246,7 +246,7 @@ def check_same_encoder(task_folder, settings):
     trained = _read_json(path)
     differing = [k for k in ENCODER_KEYS if k in trained and k in settings and not _same(trained[k], settings[k])]
     if differing:
-        flags = " ".join(f"--{k}={trained[k]}" for k in differing if "\n" not in trained[k])
+        flags = " ".join(f"--{k}={trained[k]}" for k in differing if "\n" not in str(trained[k]))
         mend = f"add {flags}" if flags else f"copy its {', '.join(differing)} into this YAML"
         raise InputError(f"{task_folder} was trained with another encoder or front end: {mend}.")
     return trained
