@@ -25,6 +25,11 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
+# What to do about weights or a loss that are not finite.
+DIVERGED = (
+    "lower lr, raise warmup_epochs, use --precision=fp32, or see what is odd about the clips. The last good checkpoint "
+    "is kept; other settings start afresh, with --overwrite=True or another experiment_name."
+)
 ASIDE = ".writing-"  # SpeechBrain lists only folders whose name starts with CKPT
 
 
@@ -44,7 +49,16 @@ class AtomicCheckpointer(Checkpointer):
         return path.with_name(ASIDE + path.name)
 
     def save_checkpoint(self, *args, **kwargs):
-        """Save as SpeechBrain does, then make the whole folder appear at once."""
+        """Save as SpeechBrain does, then make the whole folder appear at once.
+
+        Raises
+        ------
+        InputError
+            Weights or running statistics are infinite or NaN: the checkpoints of before are worth more.
+        """
+        for name, module in self.recoverables.items():
+            if isinstance(module, torch.nn.Module) and not _is_finite(module):
+                raise InputError(f"The {name} has infinite or NaN weights and is not saved: {DIVERGED}")
         written = super().save_checkpoint(*args, **kwargs)
         if written is None:  # not the process that writes
             return None
@@ -97,6 +111,12 @@ class BestEpoch:
         """Read what `save` wrote."""
         del end_of_epoch
         vars(self).update(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _is_finite(module):
+    """Whether all weights and statistics are, asked in one go: a GPU is waited for once."""
+    tensors = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _sync(path):

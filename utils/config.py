@@ -78,12 +78,6 @@ def user_errors():
         logger.debug("stopped by bad input", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except ValueError as error:
-        if "Loss is not finite" not in str(error):  # SpeechBrain's, when nonfinite_patience is used up
-            raise
-        print("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
-              "settings, start afresh with --overwrite=True or another experiment_name.", file=sys.stderr)  # fmt: skip
-        sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted. What is saved stays: the same command again goes on from there.", file=sys.stderr)
         sys.exit(130)

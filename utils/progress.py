@@ -69,9 +69,12 @@ class RunProgress:
         self.loggers += make_extra_loggers(hparams["extra_logger"], self.folder)
         self.csv_path = os.path.join(self.folder, "train_log.csv")
         self.logged = set()  # by an earlier start of this run; an epoch trained again has the same figures
+        self.columns = None  # until the first epoch
         if os.path.isfile(self.csv_path):
             with open(self.csv_path, encoding="utf-8", newline="") as file:
-                self.logged = {(row["task"], row["epoch"]) for row in csv.DictReader(file)}
+                rows = csv.DictReader(file)
+                self.logged = {(row["task"], row["epoch"]) for row in rows}
+                self.columns = rows.fieldnames  # of an older version, perhaps
         self.off = run_opts.noprogressbar or not sys.stderr.isatty()
         self.first_loss = self.last_loss = None
 
@@ -123,9 +126,9 @@ class RunProgress:
             else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
                 before = sum(step["epochs"] for step in self.plan[: stats["task"]])
                 log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
-        new = not os.path.exists(self.csv_path)
+        new, self.columns = self.columns is None, self.columns or list(stats)
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(stats), lineterminator="\n")
+            writer = csv.DictWriter(file, fieldnames=self.columns, extrasaction="ignore", lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(stats)
