@@ -38,6 +38,7 @@ class SimCLR(TaskBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss, a scalar."""
         z1, z2 = predictions
+        self.spread.add("z", z1, z2)
         return self.weighted_sum({"ssl": self.hparams.ntxent_loss(z1, z2)}, {"ssl": 1.0})
 
 

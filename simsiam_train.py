@@ -37,6 +37,7 @@ class SimSiam(TaskBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The symmetric loss (equation 2), a scalar from -1 to 1; -1 at once is a collapse."""
         p1, p2, z1, z2 = predictions
+        self.spread.add("z", z1, z2)
         loss = 0.5 * (self.hparams.cosine_loss(p1, z2) + self.hparams.cosine_loss(p2, z1))
         return self.weighted_sum({"ssl": loss}, {"ssl": 1.0})
 

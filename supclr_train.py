@@ -42,6 +42,7 @@ class SupCLR(TaskBrain):
         """The weighted sum of the losses, a scalar."""
         losses = {}
         if "z1" in predictions:
+            self.spread.add("z", predictions["z1"], predictions["z2"])
             losses["ssl"] = self.hparams.ssl_loss(predictions["z1"], predictions["z2"])
         if "logits" in predictions:
             losses["sup"] = self.hparams.sup_loss(predictions["logits"], batch.label_probs.data)

@@ -4,9 +4,13 @@ Legend: B clips, D features, C classes. A trainer adds `compute_forward` and `co
 SpeechBrain's.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 
+from datasets.errors import InputError
+from utils.checkpoints import DIVERGED
+from utils.collapse import Spread, collapse_warning
 from utils.schedulers import WarmupCosineScheduler
 from utils.signals import Stopped, stop_signals
 
@@ -15,6 +19,8 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+
+logger = logging.getLogger(__name__)
 
 HEADS_AND_ENCODER = ("embedding_model", "projector", "predictor", "classifier")  # what a task hands to the next
 
@@ -34,6 +40,8 @@ class TaskContext:
     schedule : callable
         Step from 0 -> learning rate.
     counter : speechbrain.utils.epoch_loop.EpochCounter
+    clip_names : sequence of str
+        By clip number, to name the clips of a batch.
     on_step : callable
         Called after each step with (task, epoch, loss tensor).
     on_epoch : callable
@@ -50,6 +58,7 @@ class TaskContext:
     seed: int
     schedule: WarmupCosineScheduler
     counter: object
+    clip_names: object
     on_step: object
     on_epoch: object
     best: object = None
@@ -96,8 +105,70 @@ class AccuracyCount:
         self.total += len(labels)
 
 
+class FiniteSteps:
+    """What a Brain does about a step whose loss or gradient is not finite: it leaves the step out, until SpeechBrain's
+    `nonfinite_patience` is used up, and then stops and says where."""
+
+    not_finite_in_a_row = 0
+    steps_left_out = 0  # of the epoch; a tensor as soon as there is a step
+
+    def place(self):
+        """The current step, in words."""
+        return f"step {self.step}"
+
+    def clips(self):
+        """The clips of its batch, in words, if they are known."""
+        return ""
+
+    def on_fit_start(self):
+        """Have SpeechBrain call `check_gradients`, once they are clipped."""
+        super().on_fit_start()
+        self.skip_nonfinite_grads = True
+
+    def check_loss_isfinite(self, loss):
+        """Count as SpeechBrain does, each epoch anew; also in a row, as an epoch may be shorter than its patience.
+
+        Raises
+        ------
+        InputError
+            The patience is used up.
+        """
+        count = self.nonfinite_count = max(self.nonfinite_count, self.not_finite_in_a_row)
+        try:
+            super().check_loss_isfinite(loss)
+        except ValueError as error:
+            raise InputError(f"The loss is infinite or NaN at {self.place()}{self.clips()}: {DIVERGED}") from error
+        finite = self.nonfinite_count == count
+        self.not_finite_in_a_row = 0 if finite else self.nonfinite_count
+        if not finite:
+            logger.warning("The loss is infinite or NaN at %s%s: it is left out.", self.place(), self.clips())
+
+    def check_gradients(self):
+        """Set a gradient that is not finite to 0. Clipping has spread it over its whole optimizer, so nothing is learnt
+        from that step. SpeechBrain's own would wait for a GPU once a tensor, this one never does."""
+        gradients = [parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None]
+        self.steps_left_out = self.steps_left_out + ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        for gradient in gradients:
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+
+    def report_steps_left_out(self):
+        """Say at the end of an epoch how many they were: the loss may be finite, and its gradient not.
+
+        Raises
+        ------
+        InputError
+            They are more than the patience.
+        """
+        count, self.steps_left_out = int(self.steps_left_out), 0
+        if count:
+            said = f"{count} of the epoch's steps had an infinite or NaN gradient, counted at {self.place()}"
+            if count > self.nonfinite_patience:
+                raise InputError(f"{said}: {DIVERGED}")
+            logger.warning("%s. They are left out.", said)
+
+
 @register_checkpoint_hooks
-class TaskBrain(AccuracyCount, sb.Brain):
+class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
     """One task of an encoder's training.
 
     Parameters
@@ -117,17 +188,23 @@ class TaskBrain(AccuracyCount, sb.Brain):
     def __init__(self, task, **kwargs):
         super().__init__(**kwargs)
         self.task, self.figures, self.stopping = task, {}, 0
+        self.spread, self.has_collapsed = Spread(), False
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
         self.last_save, self.save_seconds = time.monotonic(), 0.0
 
     def embed_view(self, view, stage):
         """Embed one view, a PaddedData of [B, samples] -> [B, D]."""
-        return embed(self.modules, view.data, view.lengths, augment=stage == sb.Stage.TRAIN)
+        h = embed(self.modules, view.data, view.lengths, augment=stage == sb.Stage.TRAIN)
+        if stage == sb.Stage.TRAIN:
+            self.spread.add("emb", h)
+        return h
 
     def weighted_sum(self, losses, weights):
-        """Join losses, and keep their means for the log."""
+        """Join losses, and keep their sums for the log, on their device: nothing is waited for."""
         for name, loss in losses.items():
             total, count = self.task.losses.get(name, (0.0, 0))
-            self.task.losses[name] = (total + float(loss.detach()), count + 1)
+            self.task.losses[name] = (total + loss.detach().double(), count + 1)
         return sum(weights[name] * loss for name, loss in losses.items())
 
     def init_optimizers(self):
@@ -150,21 +227,39 @@ class TaskBrain(AccuracyCount, sb.Brain):
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         for group in self.optimizers_dict["optimizer"].param_groups:
             group["lr"] = self._rate(epoch)
+        self.clip_numbers, self.buffers_before = batch.id, [buffer.clone() for buffer in self._buffers()]
+
+    def _buffers(self):
+        """Running statistics."""
+        return [buffer for name in HEADS_AND_ENCODER if name in self.modules for buffer in self.modules[name].buffers()]
+
+    def place(self):
+        """Task, epoch and step."""
+        return f"task {self.task.index}, epoch {self.task.counter.current}, step {self.step}"
+
+    def clips(self):
+        """By path; with mixup, those that others are blended with are not among them."""
+        return ", clips " + ", ".join(self.task.clip_names[int(clip)] for clip in self.clip_numbers)
 
     def _rate(self, epoch):
         """Learning rate of the epoch's current step."""
         return self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Move the progress bar."""
+        """Move the progress bar; take back running statistics that a step may have made NaN for good."""
+        if self.not_finite_in_a_row:
+            for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
+                buffer.copy_(before)
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
         if stage == sb.Stage.TRAIN:
-            means = {name: total / count for name, (total, count) in self.task.losses.items()}
+            self.report_steps_left_out()
+            means = {name: float(total) / count for name, (total, count) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means}
-            self.figures["lr"] = self._rate(epoch)
+            self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
+            self._warn_of_collapse()
             # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
             self.step, self.avg_train_loss = 0, 0.0
         else:
@@ -174,10 +269,18 @@ class TaskBrain(AccuracyCount, sb.Brain):
         if stage == sb.Stage.VALID or self.task.best is None:
             self._end_epoch(epoch)
 
+    def _warn_of_collapse(self):
+        """Once a task."""
+        warning = collapse_warning(self.figures)
+        if warning and not self.has_collapsed:
+            logger.warning("task %d, epoch %d: %s", self.task.index, self.figures["epoch"], warning)
+            self.has_collapsed = True
+
     def _end_epoch(self, epoch):
         """Log the epoch; save it if it is the task's last, if saving so far took less than its share of the time, or if
         a signal asks to stop."""
         self.task.losses.clear()
+        self.spread.clear()
         self.task.on_epoch(self.figures)
         self.task.save_costs()
         self.stopping = stop_signals.asked(self.device)
@@ -220,7 +323,8 @@ class TaskBrain(AccuracyCount, sb.Brain):
         """Add the losses so far to what SpeechBrain saves in the middle of an epoch."""
         super()._save(path)
         with open(path, "a", encoding="utf-8") as file:
-            yaml.safe_dump({"losses": {name: list(entry) for name, entry in self.task.losses.items()}}, file)
+            losses = {name: [float(total), count] for name, (total, count) in self.task.losses.items()}
+            yaml.safe_dump({"losses": losses}, file)
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):

@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 ASIDE, DAMAGED = ".writing-", ".damaged-"  # SpeechBrain lists only folders whose name starts with CKPT
 MANIFEST, UNREADABLE = "manifest.json", f"{METAFNAME}: can't be read"
+# What to do about weights or a loss that are not finite.
+DIVERGED = (
+    "lower lr, raise warmup_epochs, use --precision=fp32, or see what is odd about the clips. The last good checkpoint "
+    "is kept; other settings start afresh, with --overwrite=True or another experiment_name."
+)
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -67,10 +72,14 @@ class AtomicCheckpointer(Checkpointer):
 
         Raises
         ------
+        InputError
+            Weights or running statistics are infinite or NaN: the checkpoints of before are worth more.
         OSError
             Such as that of a full disk. The checkpoints from before are unharmed, and nothing is left of this one.
         """
         for name, item in self.recoverables.items():
+            if isinstance(item, torch.nn.Module) and not _is_finite(item):
+                raise InputError(f"The {name} has infinite or NaN weights and is not saved: {DIVERGED}")
             if get_default_hook(item, DEFAULT_SAVE_HOOKS) is torch_save:
                 self.custom_save_hooks[name] = _save_state
         try:
@@ -144,7 +153,7 @@ class BestEpoch:
     @mark_as_saver
     def save(self, path):
         """Write everything to a file."""
-        _torch_save({k: v for k, v in vars(self).items() if k != "modules"}, path)
+        save_tensors({k: v for k, v in vars(self).items() if k != "modules"}, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
@@ -153,7 +162,7 @@ class BestEpoch:
         vars(self).update(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _torch_save(content, path):
+def save_tensors(content, path):
     """As `torch.save`, but the error of a full disk is the OSError: given a path, torch writes it by itself and says
     `iostream error`; given a file, it wraps the file's own error into a RuntimeError."""
     try:
@@ -168,7 +177,7 @@ def _torch_save(content, path):
 
 @main_process_only
 def _save_state(item, path):
-    _torch_save(item.state_dict(), path)
+    save_tensors(item.state_dict(), path)
 
 
 def _state(path):
@@ -263,6 +272,12 @@ def _read_meta(checkpoint):
 def _why(error):
     """The first sentence of an error's text."""
     return " ".join(str(error).split(". ")[0].split())[:300] or "it ends too soon"
+
+
+def _is_finite(module):
+    """Whether all weights and statistics are, asked in one go: a GPU is waited for once."""
+    tensors = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _sync(path):

@@ -96,11 +96,6 @@ def user_errors():
     except InputError as error:
         logger.debug("stopped by bad input", exc_info=True)
         _leave(f"error: {WORKER_ERROR.sub('', str(error)).strip()}", 2)
-    except ValueError as error:
-        if "Loss is not finite" not in str(error):  # SpeechBrain's, when nonfinite_patience is used up
-            raise
-        _leave("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
-               "settings, start afresh with --overwrite=True or another experiment_name.", 2)  # fmt: skip
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

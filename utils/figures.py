@@ -180,13 +180,14 @@ def _confusion_caption(n_classes, n_ticks, n_empty):
 
 
 def plot_training(log, path, title="Training"):
-    """Draw loss and learning rate over the epochs of all tasks, every other task shaded.
+    """Draw loss, spread of the embeddings and learning rate over the epochs of all tasks, every other task shaded.
 
     Parameters
     ----------
     log : str, Path or pandas.DataFrame
-        CSV file or table, a row per epoch, with columns ``task``, ``epoch``, ``loss`` and, if known, ``lr`` and
-        ``valid_loss``. Of an epoch that stands there twice (a run that died and went on), the later row counts.
+        CSV file or table, a row per epoch, with columns ``task``, ``epoch``, ``loss`` and, if known, ``lr``,
+        ``valid_loss`` and those of `utils.collapse.Spread` (``emb_std``, ``emb_rank``, ``rank_max``, ``z_std``,
+        ``z_rank``). Of an epoch that stands there twice (a run that died and went on), the later row counts.
     path : str or Path
         The PNG file.
     title : str
@@ -204,19 +205,21 @@ def plot_training(log, path, title="Training"):
     """
     log = _read_log(log)
     epochs = np.arange(1, len(log) + 1)
-    figure = _figure(7.0, 4.2)
-    heights = [3, 1] if "lr" in log else [1]
-    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    heights = {"loss": 3} | ({"std": 2, "rank": 2} if "emb_std" in log else {}) | ({"lr": 1} if "lr" in log else {})
+    figure = _figure(7.0, 4.2 if len(heights) < 3 else 7.0)
+    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=list(heights.values()))[:, 0]
     style = {"linewidth": 1.6, "marker": "o" if len(log) < 60 else None, "markersize": 3}
     panels[0].plot(epochs, log["loss"], color=COLOURS[0], label="training", **style)
     if "valid_loss" in log:
         panels[0].plot(epochs, log["valid_loss"], color=COLOURS[1], linestyle="--", label="validation", **style)
         panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("loss")
-    if "lr" in log:
-        panels[1].plot(epochs, log["lr"], color="#555555", linewidth=1.4)
-        panels[1].set_ylabel("learning rate")
-        panels[1].set_ylim(bottom=0)
+    if "std" in heights:
+        _draw_spread(panels[1:3], epochs, log, style)
+    if "lr" in heights:
+        panels[-1].plot(epochs, log["lr"], color="#555555", linewidth=1.4)
+        panels[-1].set_ylabel("learning rate")
+        panels[-1].set_ylim(bottom=0)
     for axes in panels:
         _shade_tasks(axes, log["task"].to_numpy())
         _tidy(axes)
@@ -226,6 +229,30 @@ def plot_training(log, path, title="Training"):
     panels[-1].set_xlabel("epoch, counted over all tasks")
     figure.suptitle(title, fontsize=12)
     return _save(figure, path)
+
+
+def _draw_spread(panels, epochs, log, style):
+    """Spread and effective rank of the embeddings and, where the log has them, of what the loss sees."""
+    looks = {"emb": ("embeddings", COLOURS[0], "-"), "z": ("z, what the loss compares", COLOURS[2], "--")}
+    for name in (name for name in looks if f"{name}_std" in log):
+        label, colour, line = looks[name]
+        for axes, measure in zip(panels, ("std", "rank"), strict=True):
+            axes.plot(epochs, log[f"{name}_{measure}"], color=colour, linestyle=line, label=label, **style)
+    panels[0].set_ylim(0, 1.05)
+    panels[0].set_ylabel("std, normalised")
+    panels[0].legend(loc="best", ncols=2, frameon=False, fontsize=8)
+    panels[1].plot(epochs, log["rank_max"], ":", color="#555555", linewidth=1.4, drawstyle="steps-mid", label="bound")
+    panels[1].set_yscale("log", base=4)
+    panels[1].set_ylim(0.8, 1.5 * log["rank_max"].max())
+    panels[1].yaxis.set_major_formatter("{x:g}")
+    panels[1].set_ylabel("effective rank")
+    panels[1].legend(*_only(panels[1], "bound"), loc="best", frameon=False, fontsize=8)
+
+
+def _only(axes, label):
+    """Handles and labels of a legend with that entry alone."""
+    handles, labels = axes.get_legend_handles_labels()
+    return [handles[labels.index(label)]], [label]
 
 
 def _read_log(log):

@@ -140,6 +140,7 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         seed=hparams["seed"],
         schedule=WarmupCosineScheduler(hparams["lr"], hparams["final_lr"], total, warmup),
         counter=counter,
+        clip_names=data.store.paths,
         on_step=progress.step,
         on_epoch=progress.epoch,
         best=best,

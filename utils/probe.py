@@ -10,7 +10,7 @@ import time
 
 from datasets.errors import InputError
 from datasets.selection import get_protocol
-from utils.brain import AccuracyCount
+from utils.brain import AccuracyCount, FiniteSteps
 from utils.checkpoints import BestEpoch, load_weights
 from utils.embeddings import cache_beside, make_embedder
 from utils.files import read_json, write_json
@@ -48,7 +48,7 @@ class Embedded(Dataset):
         return self.vectors[places], self.labels[places]
 
 
-class ProbeBrain(AccuracyCount, sb.Brain):
+class ProbeBrain(AccuracyCount, FiniteSteps, sb.Brain):
     """Trains a linear classifier and keeps the epoch of best validation accuracy; of equals, that of least loss.
 
     Parameters

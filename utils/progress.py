@@ -97,7 +97,9 @@ class RunProgress:
         self.csv_path = os.path.join(self.folder, "train_log.csv")
         _mend_last_line(os.path.join(self.folder, "train_log.txt"))
         # By an earlier start of this run; an epoch trained again has the same figures.
-        self.logged = {(row["task"], row["epoch"]) for row in _whole_rows(self.csv_path)}
+        rows = _whole_rows(self.csv_path)
+        self.logged = {(row["task"], row["epoch"]) for row in rows}
+        self.columns = list(rows[0]) if rows else None  # of an older version, perhaps; None until the first epoch
         self.off = run_opts.noprogressbar or not sys.stderr.isatty()
         self.first_loss = self.last_loss = None
 
@@ -150,9 +152,9 @@ class RunProgress:
             else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
                 before = sum(step["epochs"] for step in self.plan[: stats["task"]])
                 log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
-        new = not os.path.exists(self.csv_path)
+        new, self.columns = self.columns is None, self.columns or list(stats)
         with naming(self.csv_path), open(self.csv_path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(stats), lineterminator="\n")
+            writer = csv.DictWriter(file, fieldnames=self.columns, extrasaction="ignore", lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(stats)

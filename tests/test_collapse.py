@@ -1,0 +1,216 @@
+"""utils.collapse: the measures against loops and numpy; measured, logged, drawn and warned of in a training."""
+
+import csv
+import math
+import re
+
+from simclr_train import SimCLR
+from simsiam_train import SimSiam
+from sup_train import Supervised
+from utils import figures
+from utils.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
+from utils.loop import plan_tasks, train_tasks
+from utils.progress import RunProgress
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_report import assert_picture, pixels, png_size
+
+MEASURES = ("emb_std", "emb_rank", "rank_max", "z_std", "z_rank")
+
+
+def reference_std(vectors):
+    """SimSiam's, in plain loops."""
+    rows = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in vectors]
+    stds = []
+    for feature in zip(*rows, strict=True):
+        mean = sum(feature) / len(feature)
+        stds.append(math.sqrt(sum((value - mean) ** 2 for value in feature) / (len(feature) - 1)))
+    return sum(stds) / len(stds) * math.sqrt(len(stds))
+
+
+def reference_rank(vectors):
+    """Roy and Vetterli's, by numpy's SVD of the vectors themselves."""
+    singular = np.linalg.svd(np.asarray(vectors, dtype=float), compute_uv=False)
+    shares = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6), (40, 3)])
+def test_measures_agree_with_independent_ones(shape):
+    vectors = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 3 + 1
+    assert normalised_std(vectors) == pytest.approx(reference_std(vectors.tolist()), rel=1e-9)
+    assert effective_rank(vectors) == pytest.approx(reference_rank(vectors), rel=1e-6)
+    assert effective_rank(100 * vectors) == pytest.approx(effective_rank(vectors), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_known_cases(dtype):
+    same = torch.full((32, 16), 0.3, dtype=dtype)
+    assert normalised_std(same) == pytest.approx(0, abs=1e-7) and effective_rank(same) == pytest.approx(1, abs=1e-4)
+    orthonormal = torch.eye(16, dtype=dtype)
+    assert normalised_std(orthonormal) == pytest.approx(1) and effective_rank(orthonormal) == pytest.approx(16)
+    line = torch.linspace(-1, 1, 32, dtype=dtype)[:, None] * torch.ones(16, dtype=dtype)  # far apart, on a line
+    assert normalised_std(line) > 0.9 and effective_rank(line) == pytest.approx(1, abs=1e-4)
+    gaussian = torch.randn(512, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert normalised_std(gaussian) == pytest.approx(1, abs=0.02) and 15.5 < effective_rank(gaussian) <= 16
+    assert normalised_std(torch.zeros(4, 3, dtype=dtype)) == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_measures_as_nan_and_is_no_collapse(bad):
+    spread = Spread()
+    spread.add("emb", torch.tensor([[1.0, bad], [0.0, 1.0], [2.0, 1.0]]))
+    measured = spread.measure()
+    assert math.isnan(measured["emb_std"]) and math.isnan(measured["emb_rank"]) and measured["rank_max"] == 2
+    assert collapse_warning(measured) is None
+
+
+def test_only_the_last_vectors_of_an_epoch_count_and_a_checkpoint_keeps_them(tmp_path):
+    batches = torch.randn(9, 4, 8, generator=torch.Generator().manual_seed(0))
+    spread = Spread(most=10)
+    for k, batch in enumerate(batches):
+        spread.add("z", batch)
+        if k == 6:
+            spread.save(tmp_path / "spread.ckpt")
+    assert sum(map(len, spread.batches["z"])) < 10 + 4
+    last = batches.reshape(-1, 8)[-10:]
+    whole = spread.measure()
+    assert whole == {"z_std": normalised_std(last), "z_rank": effective_rank(last), "rank_max": 8}
+    spread.clear()
+    assert spread.measure() == {}
+    resumed = Spread(most=10)
+    resumed.load(tmp_path / "spread.ckpt", end_of_epoch=False)
+    for batch in batches[7:]:
+        resumed.add("z", batch)
+    assert resumed.measure() == whole
+
+
+def test_keeping_vectors_takes_no_value_and_no_graph():
+    """On the meta device nothing has a value, so whatever asked for one would raise."""
+    spread = Spread(most=6)
+    for _ in range(5):
+        spread.add("emb", torch.zeros(4, 3, device="meta", requires_grad=True) * 2)
+    assert [(len(kept), kept.requires_grad) for kept in spread.batches["emb"]] == [(4, False)] * 2
+
+
+@pytest.mark.parametrize(
+    "found, warned",
+    [
+        ({}, None),
+        ({"emb_std": 0.33, "emb_rank": 14.0, "z_std": 0.71, "z_rank": 19.0}, None),
+        ({"emb_std": 0.34, "emb_rank": 5.0}, None),
+        ({"emb_std": 0.05, "emb_rank": 3.0, "z_std": 0.7, "z_rank": 19.0}, "embeddings have collapsed: emb_std 0.050"),
+        ({"emb_std": 0.44, "emb_rank": 46.0, "z_std": 0.04, "z_rank": 3.4}, "z, has collapsed: z_std 0.040 .*k 3.4 of"),
+        ({"emb_std": 0.95, "emb_rank": 1.1}, "emb_rank 1.1 of 64"),
+    ],
+)
+def test_when_it_warns(found, warned):
+    warning = collapse_warning(found | {"rank_max": 64, "loss": 0.0})
+    if warned is None:
+        assert warning is None
+    else:
+        assert re.search(warned, warning) and "Lower lr" in warning
+
+
+# In a training
+
+
+def train(lab, folder, brain_class, kind, *args):
+    """Train two tasks in this process; the log's rows."""
+    hparams, run_opts, data = lab.load(
+        f"us8k/{kind}_train.yaml", *lab.quick, f"--output_base={folder}", "--task_classes=[[3,8],[9,4]]", *args
+    )
+    modules = dict(hparams["modules"])
+    if kind == "sup":
+        modules["classifier"] = hparams["classifier"](n_classes=len(data.classes))
+    plan = plan_tasks(hparams, run_opts, data, validate=kind == "sup")
+    train_tasks(brain_class, hparams, run_opts, data, plan, modules)
+    (run,) = folder.iterdir()
+    return run, pd.read_csv(run / "train_log.csv")
+
+
+def test_each_epoch_is_measured_and_logged(lab, tmp_path, caplog):
+    """By this file's references, on what the Brain's steps have seen; a healthy training is not warned of."""
+    seen = {}
+
+    class Watched(SimCLR):
+        def compute_objectives(self, predictions, batch, stage):
+            key = (self.task.index, self.task.counter.current)
+            seen.setdefault(key, []).extend(z.detach() for z in predictions)
+            return super().compute_objectives(predictions, batch, stage)
+
+    run, log = train(lab, tmp_path, Watched, "simclr", "--precision=fp32")
+    assert len(log) == len(seen) == 4
+    for _, row in log.iterrows():
+        vectors = torch.cat(seen[row["task"], row["epoch"]])
+        assert vectors.shape == (2 * 16, 16) and row["rank_max"] == 16
+        assert row["z_std"] == pytest.approx(reference_std(vectors.tolist()), rel=1e-6)
+        assert row["z_rank"] == pytest.approx(reference_rank(vectors), rel=1e-4)
+        assert 1 < row["emb_rank"] < 16 and 0 < row["emb_std"] < 1
+    lines = (run / "train_log.txt").read_text().splitlines()
+    assert all(f"{name}: " in line for line in lines for name in MEASURES)
+    assert "collapsed" not in caplog.text
+    assert_picture(run / "training.png")
+
+
+def test_embeddings_without_a_loss_between_views_are_measured_too(lab, tmp_path):
+    """In training only: the validation's whole clips are not among them."""
+    _, log = train(lab, tmp_path, Supervised, "sup")
+    assert set(MEASURES) & set(log.columns) == {"emb_std", "emb_rank", "rank_max"}
+    assert (log["rank_max"] == 16).all() and log["emb_std"].between(0, 1).all()
+
+
+def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path, caplog):
+    class Collapsed(SimSiam):
+        def embed_view(self, view, stage):
+            h = super().embed_view(view, stage)
+            return 1.0 + 1e-4 * h
+
+        def compute_objectives(self, predictions, batch, stage):
+            return super().compute_objectives([1.0 + 1e-4 * each for each in predictions], batch, stage)
+
+    _, log = train(lab, tmp_path, Collapsed, "simsiam", "--number_of_epochs=3")
+    said = [message for message in caplog.messages if "collapsed" in message]
+    assert [message.partition(": what the loss compares, z, has")[0] for message in said] == [
+        "task 0, epoch 1", "task 1, epoch 1",
+    ]  # fmt: skip
+    assert len(log) == 6 and (log["z_std"] < LEAST_STD).all() and (log["loss"] < -0.99).all()
+
+
+def test_the_log_of_an_older_version_goes_on(tmp_path):
+    """It has no such columns: the rows that come fit it, and the picture can still be drawn."""
+
+    class Options:
+        noprogressbar = True
+
+    old = {"task": 0, "epoch": 1, "loss": 3.0, "ssl": 3.0, "lr": 0.1}
+    path = tmp_path / "train_log.csv"
+    path.write_text(",".join(old) + "\n" + ",".join(map(str, old.values())) + "\n")
+    settings = {"output_folder": str(tmp_path), "extra_logger": None}
+    with RunProgress(settings, Options, [{"epochs": 2, "steps": 1, "rows": []}]) as progress:
+        progress.epoch(old | {"epoch": 2, "emb_std": 0.4, "emb_rank": 12.0, "rank_max": 64})
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and all(list(row) == list(old) for row in rows)
+    assert "emb_rank: 12.0" in (tmp_path / "train_log.txt").read_text()
+    assert_picture(figures.plot_training(path, tmp_path / "training.png"))
+
+
+def test_the_picture_shows_both_measures_and_their_bound(tmp_path):
+    log = pd.DataFrame(
+        {"task": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": 1.0, "lr": 0.1, "emb_std": [0.4, 0.5, 0.5, np.nan],
+         "emb_rank": [50.0, 40.0, 30.0, np.nan], "rank_max": [128, 128, 64, 64]}
+    )  # fmt: skip
+    bare, both = log[["task", "epoch", "loss", "lr"]], log.assign(z_std=0.7, z_rank=20.0)
+    green = np.array([0x00, 0x9E, 0x73]) / 255  # of z
+    shown = {}
+    for name, table in (("bare", bare), ("embeddings", log), ("both", both)):
+        path = figures.plot_training(table, tmp_path / f"{name}.png")
+        assert_picture(path)
+        shown[name] = int((abs(pixels(path) - green).max(axis=2) < 0.02).sum())
+    assert shown["bare"] == shown["embeddings"] == 0 and shown["both"] > 1000
+    heights = [png_size(tmp_path / f"{name}.png")[1] for name in ("bare", "embeddings")]
+    assert heights[1] > 1.5 * heights[0]

@@ -1,0 +1,170 @@
+"""A loss, a gradient or weights that are not finite: which clips, when it stops, and what is kept."""
+
+import runpy
+import sys
+from types import SimpleNamespace
+
+from datasets.errors import InputError
+from simclr_train import SimCLR
+from utils.brain import TaskBrain
+from utils.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights
+from utils.loop import plan_tasks, train_tasks
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+EPOCHS, STEPS = 3, 4  # 16 clips of two classes in batches of 4
+SAVE_ALL = "--ckpt_overhead=1000"  # every epoch, whatever it costs
+
+
+def clips_of(folder, epoch, step, batch_size=4, seed=2022):
+    """The clips of a step of task 0, worked out from the run's table and the documented order."""
+    paths = pd.read_csv(folder / "save" / "train_task0_raw.csv")["wav_path"]
+    order = np.random.default_rng([seed, 0, epoch]).permutation(len(paths))
+    return {paths[place] for place in order[(step - 1) * batch_size : step * batch_size]}
+
+
+class Spoiled(SimCLR):
+    """SimCLR that spoils its embeddings, its loss or its gradient at certain steps, (epoch, step)."""
+
+    views, losses, gradients = (), (), ()
+
+    def now(self):
+        return self.task.counter.current, self.step
+
+    def embed_view(self, view, stage):
+        view.data[0] *= float("nan") if self.now() in self.views else 1.0
+        return super().embed_view(view, stage)
+
+    def compute_objectives(self, predictions, batch, stage):
+        loss = super().compute_objectives(predictions, batch, stage)
+        if self.now() in self.gradients:
+            return loss + (0.0 * predictions[0].sum()).sqrt()  # 0, and its derivative is 0 times infinity
+        return loss * float("inf") if self.now() in self.losses else loss
+
+
+def train(lab, folder, *args, **spoiled):
+    """Train one task in this process; the run folder and the modules."""
+    hparams, run_opts, data = lab.load(
+        "us8k/simclr_train.yaml", *lab.quick, f"--number_of_epochs={EPOCHS}", f"--output_base={folder}",
+        "--task_classes=[[3,8]]", "--precision=fp32", SAVE_ALL, *args,
+    )  # fmt: skip
+    brain = type("Brain", (Spoiled,), spoiled)
+    train_tasks(brain, hparams, run_opts, data, plan_tasks(hparams, run_opts, data), hparams["modules"])
+    return folder / "simclr+seed_2022", hparams["modules"]
+
+
+def assert_finite(modules):
+    for module in modules.values():
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
+def assert_finite_checkpoint(folder, epoch, modules):
+    path, meta = latest_checkpoint(folder / "save" / "task0")
+    assert meta["epoch"] == epoch
+    load_weights(folder / "save" / "task0", {name: modules[name] for name in ("embedding_model", "projector")})
+    assert_finite(modules)
+    assert not list(path.parent.glob(".writing-*"))
+
+
+def test_a_script_names_the_clips_and_keeps_the_epoch_before(lab, tmp_path, monkeypatch, capsys):
+    """As a user meets it: one line, exit code 2. Without patience, so the step's own clips and no others."""
+    old = TaskBrain.weighted_sum
+
+    def spoiled(self, losses, weights):
+        factor = float("nan") if (self.task.counter.current, self.step) == (3, 2) else 1.0
+        return factor * old(self, losses, weights)
+
+    monkeypatch.setattr(TaskBrain, "weighted_sum", spoiled)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    arguments = lab.command(
+        "simclr_train.py", "hparams/us8k/simclr_train.yaml", *lab.tiny, *lab.quick, f"--data_folder={lab.sounds}",
+        f"--output_base={tmp_path}", "--task_classes=[[3,8],[9,4]]", "--number_of_epochs=4", "--nonfinite_patience=0",
+        SAVE_ALL,
+    )[1:]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(arguments[0], run_name="__main__")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: The loss is infinite or NaN at task 0, epoch 3, step 2, clips audio/"), said
+    for hint in ("lower lr", "raise warmup_epochs", "--precision=fp32", "--overwrite=True"):
+        assert hint in said
+    folder = tmp_path / "simclr+seed_2022"
+    every = set(pd.read_csv(folder / "save" / "train_task0_raw.csv")["wav_path"])
+    assert {path for path in every if path in said} == clips_of(folder, 3, 2)
+    hparams, _, _ = lab.load("us8k/simclr_train.yaml", f"--output_base={tmp_path}")
+    assert_finite_checkpoint(folder, 2, hparams["modules"])
+    assert pd.read_csv(folder / "train_log.csv")["epoch"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["views", "losses"])
+def test_within_the_patience_a_step_is_left_out_and_named(lab, tmp_path, caplog, kind):
+    """Neither weights nor running statistics, which a NaN in the forward pass would make NaN for good, are spoiled."""
+    folder, modules = train(lab, tmp_path, **{kind: ((1, 2), (2, 4), (3, 1), (3, 3))})
+    assert_finite(modules)
+    said = [message for message in caplog.messages if "it is left out" in message]
+    assert [message.split(", clips")[0].rpartition(" at ")[2] for message in said] == [
+        f"task 0, epoch {epoch}, step {step}" for epoch, step in ((1, 2), (2, 4), (3, 1), (3, 3))
+    ]
+    every = set(pd.read_csv(folder / "save" / "train_task0_raw.csv")["wav_path"])
+    assert {path for path in every if path in said[1]} == clips_of(folder, 2, 4)
+    assert_finite_checkpoint(folder, EPOCHS, modules)
+
+
+def test_the_patience_is_spent_in_an_epoch(lab, tmp_path):
+    steps = [(2, 1), (2, 2), (2, 4)]
+    with pytest.raises(InputError, match="at task 0, epoch 2, step 4, clips audio/"):
+        train(lab, tmp_path, "--nonfinite_patience=2", views=steps)
+    hparams, _, _ = lab.load("us8k/simclr_train.yaml", f"--output_base={tmp_path}")
+    assert_finite_checkpoint(tmp_path / "simclr+seed_2022", 1, hparams["modules"])
+
+
+def test_epochs_shorter_than_the_patience_end_it_too(lab, tmp_path):
+    """SpeechBrain counts anew each epoch: one of a single step would never be stopped."""
+    every = [(epoch, 1) for epoch in range(1, 9)]
+    with pytest.raises(InputError, match="at task 0, epoch 6, step 1,"):
+        train(lab, tmp_path, "--batch_size=16", "--number_of_epochs=8", losses=[e for e in every if e != (2, 1)])
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted(lab, tmp_path, caplog):
+    _, modules = train(lab, tmp_path, gradients=[(2, 2), (2, 3)])
+    assert_finite(modules)
+    (said,) = [message for message in caplog.messages if "NaN gradient" in message]
+    assert said.startswith("2 of the epoch's steps had an infinite or NaN gradient, counted at task 0, epoch 2, step 4")
+    caplog.clear()
+    with pytest.raises(InputError, match="4 of the epoch's steps had an infinite or NaN gradient"):
+        train(lab, tmp_path / "more", gradients=[(2, step) for step in range(1, STEPS + 1)])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    module = torch.nn.BatchNorm1d(2)
+    checkpointer = AtomicCheckpointer(tmp_path, {"encoder": module})
+    checkpointer.save_and_keep_only(meta={"epoch": 1}, num_to_keep=1)
+    for tensor in (module.weight, module.running_var):
+        with torch.no_grad():
+            tensor[1] = float("inf")
+        with pytest.raises(InputError, match="The encoder has infinite or NaN weights and is not saved: lower lr"):
+            checkpointer.save_and_keep_only(meta={"epoch": 2}, num_to_keep=1)
+        with torch.no_grad():
+            tensor[1] = 1.0
+        assert latest_checkpoint(tmp_path)[1]["epoch"] == 1 and len(list(tmp_path.iterdir())) == 1
+    checkpointer.save_and_keep_only(meta={"epoch": 2}, num_to_keep=1)
+    assert latest_checkpoint(tmp_path)[1]["epoch"] == 2
+
+
+def test_a_step_never_waits_for_the_device():
+    """On the meta device nothing has a value, so whatever asked for one would raise."""
+    brain = SimpleNamespace(task=SimpleNamespace(losses={}), steps_left_out=0)
+    layer = torch.nn.Linear(3, 2, device="meta")
+    with pytest.raises(RuntimeError):
+        float(torch.zeros((), device="meta"))
+    layer.weight.grad = torch.zeros(2, 3, device="meta")
+    brain.modules = torch.nn.ModuleDict({"projector": layer})
+    for _ in range(2):
+        TaskBrain.check_gradients(brain)
+        TaskBrain.weighted_sum(brain, {"ssl": torch.zeros((), device="meta")}, {"ssl": 1.0})
+    assert brain.steps_left_out.device.type == "meta"
+    assert brain.task.losses["ssl"][0].device.type == "meta" and brain.task.losses["ssl"][1] == 2
