@@ -24,6 +24,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
 ASIDE = ".writing-"  # SpeechBrain lists only folders whose name starts with CKPT
 
@@ -36,18 +37,23 @@ class AtomicCheckpointer(Checkpointer):
 
     def __init__(self, checkpoints_dir, recoverables=None, **kwargs):
         super().__init__(checkpoints_dir, recoverables, **kwargs)
-        for leftover in self.checkpoints_dir.glob(f"{ASIDE}*"):
+        for leftover in self.checkpoints_dir.glob(f"{ASIDE}*") if if_main_process() else ():
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
         return path.with_name(ASIDE + path.name)
 
+    @main_process_only
+    def save_and_keep_only(self, *args, **kwargs):
+        """Save and delete in one process alone: SpeechBrain's has each list the folder, and then wait for one another
+        as often as it lists checkpoints, which hangs where one lists a moment too early."""
+        super().save_and_keep_only(*args, **kwargs)
+
+    @main_process_only
     def save_checkpoint(self, *args, **kwargs):
         """Save as SpeechBrain does, then make the whole folder appear at once."""
         written = super().save_checkpoint(*args, **kwargs)
-        if written is None:  # not the process that writes
-            return None
         for name in os.listdir(written.path):
             _sync(written.path / name)
         path = written.path.with_name(written.path.name.removeprefix(ASIDE))

@@ -18,6 +18,7 @@ import sys
 
 from datasets.errors import InputError
 from models.pretrained import read_pretrained
+from utils.distributed import is_lost_process, leave_processes, n_processes, process, speaks_first
 from utils.progress import EXTRA_LOGGERS
 
 import ruamel.yaml
@@ -64,29 +65,42 @@ early_messages = logging.handlers.BufferingHandler(10_000)  # from before there 
 
 @contextlib.contextmanager
 def user_errors():
-    """Turn bad input into one line on stderr and exit code 2, Ctrl-C into one line and 130.
+    """Turn bad input into one line on stderr and exit code 2, Ctrl-C into one line and 130, the loss of another process
+    of this run into one line and 1.
 
-    Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`.
+    Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`. Of
+    several processes, number 0 gives messages, and whichever is first says why the run ends.
     """
     early_messages.buffer.clear()
     for name in ("datasets", "utils"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(logging.INFO if process() == 0 else logging.ERROR)
         logging.getLogger(name).handlers = [logging.StreamHandler(sys.stdout), early_messages]
     try:
         yield
+        leave_processes()
     except InputError as error:
         logger.debug("stopped by bad input", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
     except ValueError as error:
         if "Loss is not finite" not in str(error):  # SpeechBrain's, when nonfinite_patience is used up
             raise
-        print("error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
-              "settings, start afresh with --overwrite=True or another experiment_name.", file=sys.stderr)  # fmt: skip
-        sys.exit(2)
+        _end(2, "error: The loss is infinite or NaN: lower lr, raise warmup_epochs or use --precision=fp32; to change "
+                "settings, start afresh with --overwrite=True or another experiment_name.")  # fmt: skip
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        logger.debug("stopped with another process", exc_info=True)
+        _end(1, f"error: Process {process()} of {n_processes()} has lost another one, which has ended or hangs. What "
+                "is saved stays: the same command again goes on from there.")  # fmt: skip
     except KeyboardInterrupt:
-        print("\nInterrupted. What is saved stays: the same command again goes on from there.", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "\nInterrupted. What is saved stays: the same command again goes on from there.")
+
+
+def _end(code, message):
+    """End the process with a message, unless another process of this run has said why it ends."""
+    if speaks_first():
+        print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def parse_arguments(doc, argv=None):
@@ -362,6 +376,10 @@ def _check_front_end(hparams):
 def _check_run(hparams, run_opts):
     """Refuse a front end and run options that can't work here."""
     _check_front_end(hparams)
+    batch_size, n = hparams.get("batch_size"), n_processes()
+    if n > 1 and (batch_size % n or batch_size < 2 * n):  # batch norm needs two clips in each
+        raise InputError(f"batch_size is {batch_size}, of all {n} processes together: set it to a multiple of {n}, "
+                         f"{2 * n} or more, or start another number of processes.")  # fmt: skip
     for name in sorted(UNUSABLE.keys() & run_opts.overridden_args):
         raise InputError(f"--{name} can't be used here: {UNUSABLE[name]}.")
     for name in ("debug_batches", "grad_accumulation_factor"):

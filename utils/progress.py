@@ -7,7 +7,9 @@ import sys
 import textwrap
 
 from datasets.errors import InputError
+from utils.distributed import process
 
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 
@@ -72,7 +74,7 @@ class RunProgress:
         if os.path.isfile(self.csv_path):
             with open(self.csv_path, encoding="utf-8", newline="") as file:
                 self.logged = {(row["task"], row["epoch"]) for row in csv.DictReader(file)}
-        self.off = run_opts.noprogressbar or not sys.stderr.isatty()
+        self.off = run_opts.noprogressbar or not sys.stderr.isatty() or process() > 0
         self.first_loss = self.last_loss = None
 
     def __enter__(self):
@@ -107,6 +109,7 @@ class RunProgress:
         self.bar.set_description_str(f"task {task + 1}/{len(self.plan)} epoch {epoch}/{plan['epochs']}", refresh=False)
         self.bar.update(1)
 
+    @main_process_only
     def epoch(self, stats):
         """Log an epoch's figures."""
         meta = {"task": stats["task"], "epoch": stats["epoch"], "lr": stats["lr"]}
