@@ -29,6 +29,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPO, Lab
+from speechbrain.dataio.batch import PaddedData
 
 TRAINERS = {"supclr": SupCLR, "simclr": SimCLR, "simsiam": SimSiam, "sup": Supervised}
 # The processes of a run differ in augmentation and dropout, and on a CPU in batch norm: all else must be equal. Views
@@ -115,18 +116,26 @@ def assert_same_bits(folder, other, task=1):
 
 
 @contextlib.contextmanager
-def no_draws():
-    """No augmentation, no dropout."""
+def comparable():
+    """No augmentation, no dropout; and double precision, in which sums over other parts of a batch differ little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpecAugment, "forward", lambda self, features: features)
         patch.setattr(torch.nn.functional, "dropout", lambda x, **_: x)
-        yield
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def recording(kind, steps):
     """A trainer that keeps the gradients of each of its steps."""
 
     class Recording(TRAINERS[kind]):
+        def embed_view(self, view, stage):
+            return super().embed_view(PaddedData(view.data.double(), view.lengths.double()), stage)
+
         def optimizers_step(self):
             named = [(n.replace("module.", ""), p.grad) for n, p in self.modules.named_parameters() if p.requires_grad]
             steps.append({name: grad.clone() for name, grad in named})
@@ -135,8 +144,9 @@ def recording(kind, steps):
     return Recording
 
 
+@comparable()
 def record_gradients(lab, folder, kind):
-    """The gradients of the four or more steps of two tasks, in this process."""
+    """The gradients of each step of two tasks, in this process."""
     steps, heads = [], ("--proj_norm_type=ln",) if kind != "sup" else ()
     heads += ("--sup_weight=1",) if kind == "supclr" else ()
     hparams, run_opts, data = lab.load(
@@ -149,8 +159,7 @@ def record_gradients(lab, folder, kind):
         torch.manual_seed(0)
         modules["classifier"] = hparams["classifier"](n_classes=len(data.classes))
     plan = plan_tasks(hparams, run_opts, data, validate=kind == "sup")
-    with no_draws():
-        train_tasks(recording(kind, steps), hparams, run_opts, data, plan, modules)
+    train_tasks(recording(kind, steps), hparams, run_opts, data, plan, modules)
     return steps
 
 
@@ -199,14 +208,14 @@ def test_ntxent_has_the_negatives_of_all_processes(gradients):
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_each_steps_gradients_are_those_of_the_joint_batch(gradients, kind):
-    """Both processes have the same, and no entry differs by more than 1e-6 from the gradient of one process."""
+    """Both processes have the same, which differ from that of one process by rounding only, far below 1e-6."""
     both, alone = gradients
     assert len(alone[kind]) == len(both[0][kind]) == 6 + 4
     for first, second, wanted in zip(both[0][kind], both[1][kind], alone[kind], strict=True):
         assert first.keys() == second.keys() == wanted.keys() and len(wanted) > 20
         assert all(torch.equal(first[name], second[name]) for name in wanted)
         found, joint = (torch.cat([g[name].flatten() for name in wanted]) for g in (first, wanted))
-        assert (found - joint).abs().max() < 1e-6 and joint.norm() > 0.1, ((found - joint).abs().max(), joint.norm())
+        assert (found - joint).abs().max() < 1e-9 and joint.norm() > 0.01, ((found - joint).abs().max(), joint.norm())
 
 
 # Whole runs
@@ -270,8 +279,9 @@ def test_a_run_goes_on_with_another_number_of_processes(site):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["supclr", "sup"])
-@pytest.mark.parametrize("options", ["--num_workers=0", "--num_workers=2", "--ckpt_interval_steps=1"])
+@pytest.mark.parametrize(
+    "kind, options", [("supclr", "--num_workers=0"), ("sup", "--num_workers=2"), ("simsiam", "--ckpt_interval_steps=1")]
+)
 def test_a_process_that_dies_ends_the_run_which_goes_on_with_the_same_bits(site, kind, options):
     settings = ("--number_of_epochs=3", "--ckpt_overhead=1000", options)
     straight, _ = site.run(kind, 2, "straight", *settings, what="straight")
