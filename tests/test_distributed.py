@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -400,6 +401,47 @@ def test_the_second_of_two_identical_runs_is_refused_until_the_first_is_gone(sit
     third = start_until(site, "task: 0, epoch: 30,", *settings)
     third.kill()
     assert "Another process" not in third.communicate()[0].decode()
+
+
+# The README's commands, with one process a node instead of four, a small encoder, and two nodes that are this machine
+
+SMALL = "--encoder=pann_tiny --emb_dim=16 --batch_size=4 --train_duration=0.3 --num_workers=0 --debug"
+SRUN = """#!/bin/bash
+for node in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & jobs="$jobs $!"; done
+for job in $jobs; do wait "$job" || code=1; done
+exit "${code:-0}"
+"""
+
+
+def readme_blocks():
+    text = (REPO / "README.md").read_text()
+    section = re.search(r"\n## Several processes\n(.*?)\n## ", text, re.DOTALL)[1]
+    return re.findall(r"\n```\n(.*?)\n```", section, re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", readme_blocks(), ids=["one node", "several nodes", "SLURM"])
+def test_the_readmes_commands_run(lab, tmp_path, block):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    small = f"{SMALL} --task_classes='[[3,8]]' --store_folder={lab.store} --data_folder={lab.sounds}"
+    changes = {"--data_folder=UrbanSound8K": small, "=FIRST_NODE:": "=localhost:", ":29500": f":{port}"}
+    changes |= {"nproc_per_node=4": f"nproc_per_node={2 if '--standalone' in block else 1}"}
+    changes |= {"supclr_train.py": str(REPO / "supclr_train.py"), "hparams/": f"{REPO}/hparams/"}
+    for old, new in changes.items():
+        block = block.replace(old, new)
+    torchrun_script = f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho localhost\n"), ("torchrun", torchrun_script)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(f"export PATH={tmp_path}:$PATH SLURM_JOB_NUM_NODES=2 SLURM_JOB_ID=7\n{block}\n")
+    nodes = 2 if "--nnodes=2" in block else 1
+    said = [finish(job) for job in [lab.start(["bash", "job"], cwd=tmp_path) for _ in range(nodes)]]
+    assert [code for code, _ in said] == [0] * nodes, said
+    (folder,) = tmp_path.glob("results/*/simclr+seed_2022")
+    assert is_finished(folder / "save" / "task0")
+    assert json.loads((folder / "costs.json").read_text())["device"] == "2 x cpu"
 
 
 if __name__ == "__main__":
