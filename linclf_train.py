@@ -19,6 +19,7 @@ import copy
 
 from datasets.prepare import DATA_KEYS, prepare
 from utils.config import JUDGING_KEYS, load_config, parse_arguments, user_errors
+from utils.distributed import one_process_only
 from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
 from utils.results import save_results
 from utils.runs import (
@@ -53,6 +54,7 @@ class LinearProbe(ProbeBrain):
 if __name__ == "__main__":
     with user_errors():
         # Command line and YAML to objects; the encoders that are to be judged.
+        one_process_only("linclf_train.py")
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
         hparams = load_config(hparams_file, overrides, run_opts, JUDGING_KEYS)
         settings = run_settings(hparams_file, overrides, run_opts, hparams)

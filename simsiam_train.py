@@ -17,6 +17,7 @@ replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_
 from datasets.prepare import DATA_KEYS, prepare
 from utils.brain import TaskBrain
 from utils.config import TRAINING_KEYS, load_config, parse_arguments, user_errors
+from utils.distributed import join_processes, main_first
 from utils.loop import plan_tasks, train_tasks
 from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
 
@@ -46,6 +47,7 @@ if __name__ == "__main__":
     with user_errors():
         # 1-2. Command line and YAML to objects.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
+        join_processes(run_opts)  # under torchrun
         hparams = load_config(hparams_file, overrides, run_opts, needs=("cosine_loss", *TRAINING_KEYS))
 
         # 3. Another run's folder is refused.
@@ -53,7 +55,7 @@ if __name__ == "__main__":
         check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = prepare(*(hparams[key] for key in DATA_KEYS))
+        data = main_first(prepare)(*(hparams[key] for key in DATA_KEYS))
         plan = plan_tasks(hparams, run_opts, data)
 
         # 6. All input is good: the run's folder, with its settings and versions.

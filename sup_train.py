@@ -21,6 +21,7 @@ replay_num_keep, use_mixup, encoder (with emb_dim), train_duration, batch_size, 
 from datasets.prepare import DATA_KEYS, prepare
 from utils.brain import TaskBrain
 from utils.config import TRAINING_KEYS, load_config, parse_arguments, user_errors
+from utils.distributed import join_processes, main_first
 from utils.loop import plan_tasks, train_tasks
 from utils.results import save_results
 from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
@@ -55,6 +56,7 @@ if __name__ == "__main__":
     with user_errors():
         # 1-2. Command line and YAML to objects.
         hparams_file, run_opts, overrides = parse_arguments(__doc__)
+        join_processes(run_opts)  # under torchrun
         needs = ("sup_loss", "eval_precision", "classifier", "embedding_batch_size", *TRAINING_KEYS)
         hparams = load_config(hparams_file, overrides, run_opts, needs)
 
@@ -63,7 +65,7 @@ if __name__ == "__main__":
         check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
 
         # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = prepare(*(hparams[key] for key in DATA_KEYS))
+        data = main_first(prepare)(*(hparams[key] for key in DATA_KEYS))
         plan = plan_tasks(hparams, run_opts, data, validate=True)
 
         # 6. All input is good: the run's folder, with its settings and versions.

@@ -173,18 +173,29 @@ class EpochSampler(Sampler):
     """A permutation of the rows, drawn anew from (seed, task, epoch); yields (epoch, place).
 
     Hand it to the Brain as `train_sampler` too: that is who tells it the epoch.
+
+    Parameters
+    ----------
+    n_rows, seed, task : int
+    batch_size : int
+        Rows of a joint batch; a rest that fills none is dropped.
+    process, n_processes : int
+        Of each joint batch, this process gets its slice: equally many rows, those of process 0 first.
     """
 
-    def __init__(self, n_rows, seed, task):
+    def __init__(self, n_rows, seed, task, batch_size=1, process=0, n_processes=1):
         self.n_rows, self.seed, self.task, self.epoch = n_rows, seed, task, 1
+        self.batch_size, self.process, self.n_processes = batch_size, process, n_processes
 
     def set_epoch(self, epoch):
         """Set the epoch whose permutation and crops come next; the first is 1."""
         self.epoch = epoch
 
     def __len__(self):
-        return self.n_rows
+        return self.n_rows // self.batch_size * (self.batch_size // self.n_processes)
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(self.n_rows)
-        return ((self.epoch, int(place)) for place in order)
+        steps = self.n_rows // self.batch_size
+        slices = order[: steps * self.batch_size].reshape(steps, self.n_processes, -1)
+        return ((self.epoch, int(place)) for place in slices[:, self.process].ravel())

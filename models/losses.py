@@ -1,14 +1,38 @@
 """Losses. They know no model. Legend: B clips, D features, C classes."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes, in their order. Every process computes the same loss from them, and
+    DistributedDataParallel takes the mean of the gradients where their sum is meant: hence the factor."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        ctx.n_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        begin = dist.get_rank() * ctx.n_rows
+        return dist.get_world_size() * gradient[begin : begin + ctx.n_rows]
+
+
+def gather(rows):
+    """[B, D] of this process to those of all processes, with gradient; as it is where there is but one."""
+    return _Gather.apply(rows.contiguous()) if dist.is_available() and dist.is_initialized() else rows
 
 
 class NTXentLoss(nn.Module):
     """Normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1).
 
-    Every clip's two views are each other's positive; the other 2B - 2 views of the batch are the negatives.
+    Every clip's two views are each other's positive; the other 2B - 2 views of the batch are the negatives. With
+    several processes the batch is that of all of them, and so are the loss and, once averaged, the gradients.
 
     Parameters
     ----------
@@ -30,7 +54,8 @@ class NTXentLoss(nn.Module):
         z1, z2 : torch.Tensor
             [B, D], row i of both from the same clip.
         """
-        z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # [2B, D]
+        z1, z2 = gather(z1.float()), gather(z2.float())
+        z = F.normalize(torch.cat([z1, z2]), dim=1)  # [2B, D]
         similarity = z @ z.T / self.temperature  # [2B, 2B]
         similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), float("-inf"))
         positive = torch.arange(len(z), device=z.device).roll(len(z1))  # row i's other view

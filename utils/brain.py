@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datasets.errors import InputError
 from utils.checkpoints import DIVERGED
 from utils.collapse import Spread, collapse_warning
+from utils.distributed import joint_loss, mean, n_processes, pad_as_joint, process, share_buffers, total
 from utils.schedulers import WarmupCosineScheduler
 from utils.signals import Stopped, stop_signals
 
@@ -19,6 +20,9 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from speechbrain.utils.distributed import ddp_broadcast
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +101,13 @@ class AccuracyCount:
 
     def on_stage_start(self, stage, epoch=None):
         """Count anew."""
-        self.correct = self.total = 0
+        self.correct = self.total = self.batches = 0
 
     def count(self, logits, labels):
         """Add a batch, logits [B, C] and labels [B]."""
         self.correct += int((logits.argmax(1) == labels).sum())
         self.total += len(labels)
+        self.batches += 1
 
 
 class FiniteSteps:
@@ -195,17 +200,35 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def embed_view(self, view, stage):
         """Embed one view, a PaddedData of [B, samples] -> [B, D]."""
-        h = embed(self.modules, view.data, view.lengths, augment=stage == sb.Stage.TRAIN)
-        if stage == sb.Stage.TRAIN:
-            self.spread.add("emb", h)
+        if stage != sb.Stage.TRAIN:
+            return embed(self.modules, view.data, view.lengths)
+        h = embed(self.modules, *pad_as_joint(view.data, view.lengths), augment=True)
+        self.spread.add("emb", h)
         return h
 
     def weighted_sum(self, losses, weights):
         """Join losses, and keep their sums for the log, on their device: nothing is waited for."""
+        losses = {name: joint_loss(loss) for name, loss in losses.items()}
         for name, loss in losses.items():
             total, count = self.task.losses.get(name, (0.0, 0))
             self.task.losses[name] = (total + loss.detach().double(), count + 1)
         return sum(weights[name] * loss for name, loss in losses.items())
+
+    def _wrap_distributed(self):
+        """Wrap what is trained for several processes, as SpeechBrain does, but for two traps. Its SyncBatchNorm refuses
+        a CPU. And its DDP sends buffers at each forward pass: in training that spoils the graph of the first view, in
+        validation it waits for processes that have a batch less."""
+        if not self.distributed_launch:
+            return
+        cuda = self.device_type == "cuda"
+        for name, module in self.modules.items():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                self.modules[name] = DistributedDataParallel(
+                    SyncBatchNorm.convert_sync_batchnorm(module) if cuda else module,
+                    device_ids=[self.device] if cuda else None,
+                    find_unused_parameters=self.find_unused_parameters,
+                )
+                self.modules[name].broadcast_buffers = False  # the argument has another name since torch 2.13
 
     def init_optimizers(self):
         """Two optimizers: SpeechBrain clips an optimizer's first parameter group only, and the predictor's rate is
@@ -221,9 +244,10 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Seed the step and set its rate: both are functions of (seed, task, epoch, step), so a resumed run and a
-        straight one draw the same augmentation and dropout."""
+        straight one draw the same augmentation and dropout. Of several processes each draws its own."""
         epoch = self.task.counter.current
-        key = np.random.SeedSequence([self.task.seed, self.task.index, epoch, self.step])
+        own = [process()] if n_processes() > 1 else []
+        key = np.random.SeedSequence([self.task.seed, self.task.index, epoch, self.step, *own])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         for group in self.optimizers_dict["optimizer"].param_groups:
             group["lr"] = self._rate(epoch)
@@ -256,6 +280,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
         if stage == sb.Stage.TRAIN:
             self.report_steps_left_out()
+            share_buffers(self.modules)
             means = {name: float(total) / count for name, (total, count) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
@@ -263,7 +288,8 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
             # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
             self.step, self.avg_train_loss = 0, 0.0
         else:
-            accuracy = self.correct / self.total
+            correct, clips = total(self.correct, self.total)
+            accuracy, stage_loss = correct / clips, mean(stage_loss, self.batches)
             self.task.best.update(epoch, accuracy, stage_loss)
             self.figures |= {"valid_loss": stage_loss, "valid_accuracy": accuracy}
         if stage == sb.Stage.VALID or self.task.best is None:
@@ -288,7 +314,9 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
             if self.task.best is not None:
                 self.task.best.restore()
             self._save_finished()
-        elif self.stopping or time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead:
+        elif self.stopping or ddp_broadcast(
+            time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead
+        ):
             begun = time.monotonic()
             self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
             self.last_save = time.monotonic()
@@ -306,9 +334,10 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         self._stop_if_asked()
 
     def evaluate_batch(self, batch, stage):
-        """In the middle of a validation, a signal ends the run as after the epoch's last step: it is validated anew."""
+        """In the middle of a validation, a signal ends the run as after the epoch's last step: it is validated anew. Of
+        several processes, which may have unequally many batches, it ends the run after the validation."""
         loss = super().evaluate_batch(batch, stage)
-        self.stopping = stop_signals.asked(self.device)
+        self.stopping = stop_signals.signum if n_processes() == 1 else 0
         if self.stopping:
             self.step, self.avg_train_loss = self.task.steps_per_epoch, self.figures["loss"]
             self._save_intra_epoch_ckpt()

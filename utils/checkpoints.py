@@ -35,7 +35,7 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
     torch_save,
 )
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ class AtomicCheckpointer(Checkpointer):
 
     def __init__(self, checkpoints_dir, recoverables=None, **kwargs):
         super().__init__(checkpoints_dir, recoverables, **kwargs)
-        self._sweep(ASIDE)
-        set_aside_damaged(self.checkpoints_dir)
+        if if_main_process():
+            self._sweep(ASIDE)
+            set_aside_damaged(self.checkpoints_dir)
 
     def _sweep(self, prefix):
         for leftover in self.checkpoints_dir.glob(f"{prefix}*"):
@@ -67,6 +68,13 @@ class AtomicCheckpointer(Checkpointer):
         path = super()._new_checkpoint_dirpath()
         return path.with_name(ASIDE + path.name)
 
+    @main_process_only
+    def save_and_keep_only(self, *args, **kwargs):
+        """Save and delete in one process alone: SpeechBrain's has each list the folder, and then wait for one another
+        as often as it lists checkpoints, which hangs where one lists a moment too early."""
+        super().save_and_keep_only(*args, **kwargs)
+
+    @main_process_only
     def save_checkpoint(self, *args, **kwargs):
         """Save as SpeechBrain does, then make the whole folder appear at once.
 
@@ -93,8 +101,6 @@ class AtomicCheckpointer(Checkpointer):
 
     def _save_aside_and_rename(self, *args, **kwargs):
         written = super().save_checkpoint(*args, **kwargs)
-        if written is None:  # not the process that writes
-            return None
         (written.path / MANIFEST).write_text(json.dumps({f.name: _state(f) for f in written.path.iterdir()}, indent=1))
         for name in os.listdir(written.path):
             _sync(written.path / name)

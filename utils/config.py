@@ -20,6 +20,7 @@ import textwrap
 
 from datasets.errors import InputError
 from models.pretrained import read_pretrained
+from utils.distributed import is_lost_process, leave_processes, n_processes, process, speaks_first
 from utils.files import REMEDIES
 from utils.progress import EXTRA_LOGGERS
 from utils.signals import stop_signals
@@ -82,17 +83,19 @@ early_messages = logging.handlers.BufferingHandler(10_000)  # from before there 
 @contextlib.contextmanager
 def user_errors():
     """Turn what the user can mend into one line on stderr: bad input and a full disk, with exit code 2; a signal that
-    asks to stop, with 128 + its number.
+    asks to stop, with 128 + its number; the loss of another process of this run, with 1.
 
-    Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`.
+    Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`. Of
+    several processes, number 0 gives messages, and whichever is first says why the run ends.
     """
     early_messages.buffer.clear()
     for name in ("datasets", "utils"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(logging.INFO if process() == 0 else logging.ERROR)
         logging.getLogger(name).handlers = [logging.StreamHandler(sys.stdout), early_messages]
     try:
         with stop_signals.handled():
             yield
+        leave_processes()
     except InputError as error:
         logger.debug("stopped by bad input", exc_info=True)
         _leave(f"error: {WORKER_ERROR.sub('', str(error)).strip()}", 2)
@@ -101,6 +104,12 @@ def user_errors():
             raise
         what = f"{error.filename or 'A file of the run folder'}: {error.strerror}"
         _leave(f"error: {what}. What was saved before is whole: {REMEDIES[error.errno]}, then give {_again()}.", 2)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        logger.debug("stopped with another process", exc_info=True)
+        lost = f"Process {process()} of {n_processes()} has lost another one, which has ended or hangs"
+        _leave(f"error: {lost}. What is saved stays: to go on from there, give {_again()}.", 1)
     except KeyboardInterrupt as error:
         number = getattr(error, "signum", signal.SIGINT)
         name = signal.Signals(number).name
@@ -108,8 +117,9 @@ def user_errors():
 
 
 def _leave(line, code):
-    """Say why, and end."""
-    print(line, file=sys.stderr)
+    """End the process and say why, unless another process of this run has said it."""
+    if speaks_first():
+        print(line, file=sys.stderr)
     sys.exit(code)
 
 
@@ -432,6 +442,10 @@ def _check_front_end(hparams):
 def _check_run(hparams, run_opts):
     """Refuse a front end and run options that can't work here."""
     _check_front_end(hparams)
+    batch_size, n = hparams.get("batch_size"), n_processes()
+    if n > 1 and (batch_size % n or batch_size < 2 * n):  # batch norm needs two clips in each
+        raise InputError(f"batch_size is {batch_size}, of all {n} processes together: set it to a multiple of {n}, "
+                         f"{2 * n} or more, or start another number of processes.")  # fmt: skip
     for name in sorted(UNUSABLE.keys() & run_opts.overridden_args):
         raise InputError(f"--{name} can't be used here: {UNUSABLE[name]}.")
     for name in ("debug_batches", "grad_accumulation_factor"):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from utils.distributed import n_processes, process
 from utils.files import write_atomically
 
 import torch
@@ -31,7 +32,7 @@ def training_costs(run_folder, device):
         The trainer's.
     device : str or torch.device
         What it trains on. On CUDA memory is what this process's tensors took there, otherwise the process's resident
-        set; either way the highest since the process began.
+        set; either way the highest since the process began. Of several processes, process 0's.
 
     Yields
     ------
@@ -42,12 +43,15 @@ def training_costs(run_folder, device):
     before = read_costs(run_folder) or {"train_seconds": 0.0, "peak_memory_bytes": 0}
     device = torch.device(device)
     begun = time.monotonic()
+    times = f"{n_processes()} x " if n_processes() > 1 else ""
 
     def save():
+        if process() > 0:
+            return
         costs = {
             "train_seconds": before["train_seconds"] + time.monotonic() - begun,
             "peak_memory_bytes": max(before["peak_memory_bytes"], peak_memory(device)),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": times + (torch.cuda.get_device_name(device) if device.type == "cuda" else device.type),
         }
         write_atomically(Path(run_folder) / FILE, json.dumps(costs, indent=1))
 

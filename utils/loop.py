@@ -10,6 +10,7 @@ from datasets.selection import current_and_replay, parse_keep, seen
 from utils.brain import HEADS_AND_ENCODER, TaskContext
 from utils.checkpoints import AtomicCheckpointer, BestEpoch, is_finished, load_weights, set_aside_damaged
 from utils.costs import training_costs
+from utils.distributed import main_only, n_processes, process
 from utils.figures import plot_training
 from utils.files import write_atomically
 from utils.progress import RunProgress
@@ -18,7 +19,8 @@ from utils.signals import quiet_worker, stop_signals
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import DataLoader
 
@@ -73,6 +75,7 @@ def _validation_rows(hparams, data, t):
     return current_and_replay(rows, t, 0, seed) if parse_keep(keep) == 0 else seen(rows, t, keep, seed)
 
 
+@main_only
 def save_rows(save_folder, data):
     """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
     os.makedirs(save_folder, exist_ok=True)
@@ -107,17 +110,23 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
     names = data.task_names()
     with RunProgress(hparams, run_opts, plan) as progress:
         for t, step in enumerate(plan):
-            run_on_main(set_aside_damaged, args=[folders[t]])
-            if is_finished(folders[t]):
+            main_only(set_aside_damaged)(folders[t])
+            if ddp_broadcast(is_finished(folders[t])):
                 progress.skip(t)
             else:
-                if t > 0:
-                    load_weights(folders[t - 1], {n: m for n, m in modules.items() if n in HEADS_AND_ENCODER})
+                if t > 0:  # what process 0 loads, DDP gives to the others, who may not see the files yet
+                    handed_on = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
+                    main_only(load_weights)(folders[t - 1], handed_on)
                 begun = time.monotonic()
                 train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
                 progress.task_done(t, names[t], time.monotonic() - begun)
             if after_task is not None:
                 after_task(t, folders[t])
+    _draw_training(hparams)
+
+
+@main_only
+def _draw_training(hparams):
     figure, log = (os.path.join(hparams["output_folder"], name) for name in ("training.png", "train_log.csv"))
     if os.path.isfile(log) and not os.path.isfile(figure):
         plot_training(log, figure)
@@ -127,7 +136,7 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
 def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):
     """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
     dataset = _views(hparams, data, t, step["rows"], brain_class.n_views)
-    sampler = EpochSampler(len(dataset), hparams["seed"], t)
+    sampler = EpochSampler(len(dataset), hparams["seed"], t, hparams["batch_size"], process(), n_processes())
     counter = EpochCounter(step["epochs"])
     recoverables = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
     best = BestEpoch(dict(recoverables)) if len(step["valid"]) else None
@@ -154,18 +163,19 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
         checkpointer=AtomicCheckpointer(folder, recoverables),
     )
     brain.train_sampler = sampler  # SpeechBrain tells the epoch to this one only
-    loader = {
-        "batch_size": hparams["batch_size"],
-        "num_workers": hparams["num_workers"],
-        "sampler": sampler,
-        "drop_last": True,
-        "collate_fn": PaddedBatch,
-        "pin_memory": torch.device(brain.device).type == "cuda",
-        "worker_init_fn": quiet_worker,
-    }
+    loader = make_dataloader(  # not the Brain's, which would share out among the processes what is shared out already
+        dataset,
+        batch_size=hparams["batch_size"] // n_processes(),
+        num_workers=hparams["num_workers"],
+        sampler=sampler,
+        collate_fn=PaddedBatch,
+        pin_memory=torch.device(brain.device).type == "cuda",
+        worker_init_fn=quiet_worker,
+    )
+    brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
     valid = _valid_loader(hparams, data, step["valid"])
     with stop_signals.deferred(), training_costs(hparams["output_folder"], brain.device) as context.save_costs:
-        brain.fit(counter, dataset, valid, progressbar=False, train_loader_kwargs=loader)
+        brain.fit(counter, loader, valid, progressbar=False)
 
 
 def _views(hparams, data, t, rows, n_views):
@@ -176,10 +186,10 @@ def _views(hparams, data, t, rows, n_views):
 
 
 def _valid_loader(hparams, data, rows):
-    """Whole validation clips, none padded; None if there are none."""
+    """Whole validation clips, none padded, each in one process; None if there are none."""
     if rows.empty:
         return None
     clips = WholeClips(rows, data.store)
-    batches = clips.batches(hparams["batch_size"])
+    batches = clips.batches(hparams["batch_size"])[process() :: n_processes()]
     how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
     return DataLoader(clips, batch_sampler=batches, **how)

@@ -9,8 +9,10 @@ import textwrap
 from pathlib import Path
 
 from datasets.errors import InputError
+from utils.distributed import process
 from utils.files import naming, write_atomically
 
+from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 
@@ -93,14 +95,16 @@ class RunProgress:
     def __init__(self, hparams, run_opts, plan):
         self.plan, self.folder = plan, hparams["output_folder"]
         self.loggers = [FileTrainLogger(os.path.join(self.folder, "train_log.txt"), precision=4)]
-        self.loggers += make_extra_loggers(hparams["extra_logger"], self.folder)
+        self.loggers += make_extra_loggers(hparams["extra_logger"] if process() == 0 else None, self.folder)
         self.csv_path = os.path.join(self.folder, "train_log.csv")
-        _mend_last_line(os.path.join(self.folder, "train_log.txt"))
+        writes = process() == 0
+        if writes:
+            _mend_last_line(os.path.join(self.folder, "train_log.txt"))
         # By an earlier start of this run; an epoch trained again has the same figures.
-        rows = _whole_rows(self.csv_path)
+        rows = _whole_rows(self.csv_path) if writes else []
         self.logged = {(row["task"], row["epoch"]) for row in rows}
         self.columns = list(rows[0]) if rows else None  # of an older version, perhaps; None until the first epoch
-        self.off = run_opts.noprogressbar or not sys.stderr.isatty()
+        self.off = run_opts.noprogressbar or not sys.stderr.isatty() or not writes
         self.first_loss = self.last_loss = None
 
     def __enter__(self):
@@ -135,6 +139,7 @@ class RunProgress:
         self.bar.set_description_str(f"task {task + 1}/{len(self.plan)} epoch {epoch}/{plan['epochs']}", refresh=False)
         self.bar.update(1)
 
+    @main_process_only
     def epoch(self, stats):
         """Log an epoch's figures."""
         meta = {"task": stats["task"], "epoch": stats["epoch"], "lr": stats["lr"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets.selection import PROTOCOLS
 from utils import figures
 from utils.costs import read_costs
+from utils.distributed import main_only
 from utils.files import write_atomically
 from utils.metrics import (
     accuracy_table,
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 TESTS = {**PROTOCOLS, "sup": dataclasses.replace(PROTOCOLS["seen"], name="its own classifier")}
 
 
+@main_only
 def save_results(results, hparams, data, trained, settings, encoders):
     """Write everything that `linclf_train.py` promises, and `sup_train.py` for its own test; print the summary.
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from datasets.errors import InputError
 from utils.checkpoints import latest_checkpoint
 from utils.config import early_messages, effective_option
+from utils.distributed import main_only
 from utils.files import REMEDIES, write_atomically
 
 import ruamel.yaml
@@ -28,6 +29,7 @@ HARMLESS = {"output_base", "output_folder", "save_folder", "store_folder", "over
 HARMLESS |= {"extra_logger"}
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
+HARMLESS_OPTIONS |= {"distributed_backend", "find_unused_parameters"}
 # What an encoder was trained with and must be judged with.
 ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm",
                 "compute_features", "mean_var_norm")  # fmt: skip
@@ -62,6 +64,7 @@ def run_settings(hparams_file, overrides, run_opts, hparams):
     return settings
 
 
+@main_only
 def check_run_folder(folder, settings, overwrite=False):
     """Refuse what `open_run_folder` would refuse, before anything is written.
 
@@ -95,6 +98,7 @@ def check_run_folder(folder, settings, overwrite=False):
         _refuse_other_run(folder, saved, settings)
 
 
+@main_only
 def open_run_folder(folder, settings, overwrite=False):
     """Make the run's folder, or find it as a run of the same settings left it, and hold it for this process.
 
@@ -162,6 +166,7 @@ def _refuse_other_run(folder, saved, settings):
         )
 
 
+@main_only
 def save_versions(folder, argv=None):
     """Write what a reader of the numbers needs to know: command, versions, commit, hardware. No environment.
 

@@ -5,6 +5,7 @@ import logging
 import time
 
 from utils.checkpoints import load_weights
+from utils.distributed import main_only
 from utils.embeddings import cache_beside, make_embedder
 from utils.probe import Embedded, confusion_matrix
 
@@ -42,6 +43,7 @@ class TaskTests:
             self.rows = self.rows.groupby("task").head(run_opts.debug_batches * hparams["batch_size"])
         self.folders, self.trained = [], []
 
+    @main_only
     def __call__(self, task, folder):
         """Test the network that task `task` has left in `folder`."""
         load_weights(folder, self.network)
@@ -59,6 +61,7 @@ class TaskTests:
         confusion = confusion_matrix(self.network["classifier"].eval(), clips, len(self.data.classes))  # [C, C]
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 
+    @main_only
     def results(self):
         """What `utils.results.save_results` takes; leaves the untrained weights in the network."""
         for name, module in self.network.items():
