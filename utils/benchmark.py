@@ -36,7 +36,7 @@ from datasets.us8k import load as load_us8k
 from utils.brain import TaskBrain, embed
 from utils.config import effective_option, load_config, parse_arguments, user_errors
 from utils.costs import peak_memory
-from utils.embeddings import Embedder
+from utils.embeddings import EmbeddingCache
 from utils.files import write_atomically
 from utils.loop import plan_tasks, train_tasks
 from utils.probe import ProbeBrain, evaluate_encoders
@@ -266,16 +266,16 @@ def evaluation_part(bench):
     files = [os.path.join(bench.sounds, path) for path in data.store.paths[:32]]
     clip = 1 / bare + 1 / rate_of(lambda f: load_mono(f, hparams["sample_rate"]), files)
     embedding, whole, passes, probes = 0.0, 0.0, 0, 0
-    inner, probe_class = Embedder.__call__, _brain_of("linclf_train", ProbeBrain)
+    inner, probe_class, n_embedded = EmbeddingCache.get, _brain_of("linclf_train", ProbeBrain), 0
 
-    def call(self, *args):
+    def get(self, *args):
         nonlocal embedding
         begun = time.perf_counter()
         vectors = inner(self, *args)
         embedding += time.perf_counter() - begun
         return vectors
 
-    Embedder.__call__, n_embedded = call, 0
+    EmbeddingCache.get = get
     for kind in PROTOCOLS:
         hparams, run_opts, data = bench.evaluation(kind)
         random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
@@ -287,7 +287,7 @@ def evaluation_part(bench):
         for n_rows in [_split_sizes(hparams, data, kind, t) for t in [*range(len(folders)), *range(floors)]]:
             passes += (n_rows[0] + n_rows[1]) * hparams["number_of_epochs"] + n_rows[2]
             probes += 1
-    Embedder.__call__ = inner
+    EmbeddingCache.get = inner
     baseline = passes * clip + whole - embedding  # the same probe training, on embeddings made anew
     return {
         "evaluation: bare inference (clips/s)": bare,
