@@ -451,6 +451,8 @@ def _write_atomically(folder, parameters):
             if not _is_complete(folder, parameters):
                 raise
     except OSError as error:
+        if error.errno is None:  # not the disk's
+            raise
         raise InputError(
             f"Can't write the demo set to {folder} ({error.strerror}): free space there, or give another folder."
         ) from error
