@@ -333,7 +333,7 @@ def test_errors_that_are_no_user_errors_keep_their_traceback():
 
 
 @pytest.mark.parametrize("error, code, said", [(InputError("Do this."), 2, "error: Do this.\n"),
-                                               (KeyboardInterrupt(), 130, "\nInterrupted.")])  # fmt: skip
+                                               (KeyboardInterrupt(), 130, "\nStopped by SIGINT.")])  # fmt: skip
 def test_user_errors_are_a_line_and_a_code(error, code, said, capsys):
     with pytest.raises(SystemExit) as stop, user_errors():
         raise error
