@@ -4,6 +4,7 @@ import contextlib
 import csv
 import logging
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -77,6 +78,12 @@ def _whole_rows(path):
     return list(rows.values())
 
 
+def _epochs_in(path):
+    """(task, epoch), as text, of each line of train_log.txt."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if os.path.isfile(path) else ""
+    return set(re.findall(r"^task: (\d+), epoch: (\d+),", text, re.MULTILINE))
+
+
 class RunProgress:
     """The bar over all steps of all tasks, and the logs.
 
@@ -103,6 +110,7 @@ class RunProgress:
         # By an earlier start of this run; an epoch trained again has the same figures.
         rows = _whole_rows(self.csv_path) if writes else []
         self.logged = {(row["task"], row["epoch"]) for row in rows}
+        self.told = _epochs_in(os.path.join(self.folder, "train_log.txt")) if writes else set()
         self.columns = list(rows[0]) if rows else None  # of an older version, perhaps; None until the first epoch
         self.off = run_opts.noprogressbar or not sys.stderr.isatty() or not writes
         self.first_loss = self.last_loss = None
@@ -152,6 +160,8 @@ class RunProgress:
             return
         for log in self.loggers:
             if isinstance(log, FileTrainLogger):
+                if (str(stats["task"]), str(stats["epoch"])) in self.told:
+                    continue  # that start died between this line and the table's row
                 with naming(log.save_file):
                     log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
             else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
