@@ -24,19 +24,24 @@ from test_bad_input import REPO, Desk, write_sounds
 
 EPOCHS = ("--number_of_epochs=2", "--ckpt_overhead=1e-6")  # no checkpoint but those that are asked for
 SAVED = {"supclr": ("embedding_model", "projector"), "sup": ("embedding_model", "classifier")}
-# Runs the script named after it in a process group of its own, and signals that group in a step of task 1.
-SIGNAL_THE_GROUP = """
-import os, runpy, signal, sys
+# Runs the script named after it in a process group of its own. In a step of task 1 it makes a file, waits for a signal,
+# makes another and, if it is told so, waits for a second one.
+WAIT_IN_A_STEP = """
+import os, runpy, sys, time
 from utils import brain
+from utils.signals import stop_signals
 
-number, times = int(sys.argv[1]), int(sys.argv[2])
+marker, both = sys.argv[1], sys.argv[2] == "2"
 os.setpgid(0, 0)
 
 def step_end(self, *args, old=brain.TaskBrain.on_fit_batch_end):
     old(self, *args)
     if self.task.index == 1 and self.task.counter.current == 1 and self.step == 1:
-        for _ in range(times):
-            os.killpg(0, number)
+        open(marker + "1", "w").close()
+        while not stop_signals.signum:
+            time.sleep(0.01)
+        open(marker + "2", "w").close()
+        time.sleep(60 if both else 1)  # a worker that died of it would be noticed by now
 
 brain.TaskBrain.on_fit_batch_end = step_end
 sys.argv = sys.argv[3:]
@@ -156,13 +161,18 @@ def test_a_second_signal_ends_at_once(desk, lab, tmp_path):
 
 
 def run_in_a_group(lab, desk, tmp_path, command, number, times):
-    """Exit code and all that was said; no process of the group is left."""
-    script = tmp_path / "signal_the_group.py"
-    script.write_text(SIGNAL_THE_GROUP)
-    line = [sys.executable, script, int(number), times, REPO / command[0], *command[1:]]
+    """Signal all processes of a run; its exit code and all that it said."""
+    script, marker = tmp_path / "wait_in_a_step.py", tmp_path / "step"
+    script.write_text(WAIT_IN_A_STEP)
+    line = [sys.executable, script, marker, times, REPO / command[0], *command[1:]]
     process = lab.start([str(part) for part in line])
+    for i in range(times):
+        while not (tmp_path / f"step{i + 1}").exists():
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
     said = process.communicate(timeout=120)[0].decode()
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(ProcessLookupError):  # no worker is left
         os.killpg(process.pid, 0)
     return process.returncode, said
 
@@ -283,7 +293,8 @@ def test_the_readmes_job_goes_on_after_its_time_limit(tmp_path, code, requeued):
     readme = (REPO / "README.md").read_text()
     (job,) = [block for block in readme.split("```") if "#SBATCH" in block]
     (tmp_path / "job.sh").write_text(job.lstrip())
-    trainer = f"trap 'exit {code}' TERM; touch started; while :; do sleep 0.05; done"
+    # Its start takes a while, as a trainer's does: until then the shell has set its trap.
+    trainer = f"trap 'exit {code}' TERM; sleep 1; touch started; while :; do sleep 0.05; done"
     for name, content in (("python", trainer), ("scontrol", "echo $* > asked")):
         (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
         (tmp_path / name).chmod(0o755)
