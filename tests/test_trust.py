@@ -41,7 +41,7 @@ def resume(desk):
 
 
 FILES = ("embedding_model.ckpt", "classifier.ckpt", "optimizer.ckpt", "best.ckpt", "counter.ckpt", "brain.ckpt")
-FILES += ("dataloader-TRAIN.ckpt", "CKPT.yaml")
+FILES += ("spread.ckpt", "dataloader-TRAIN.ckpt", "CKPT.yaml")
 PLANTED = {
     "torch": lambda file: torch.save(Runs(), file),
     "torch, old format": lambda file: torch.save({"a": Runs()}, file, _use_new_zipfile_serialization=False),
@@ -50,20 +50,45 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_code_in_a_checkpoint_runs_where_a_training_goes_on(interrupted, capsys, name):
+@pytest.fixture
+def spoiled(interrupted, capsys, tmp_path):
+    """The interrupted run, to be spoiled: its folder is put back afterwards."""
     desk = Desk(interrupted, capsys)
-    (folder,) = desk.runs.glob("*/save/task0/CKPT*")
-    assert {path.name for path in folder.iterdir()} == set(FILES)
-    good = (folder / name).read_bytes()
-    for plant in PLANTED.values():
-        plant(folder / name)
-        before = tree(folder.parent)
-        code, _, said = desk.run(resume(desk))
+    shutil.copytree(desk.runs, tmp_path / "runs")
+    yield desk
+    shutil.rmtree(desk.runs)
+    shutil.copytree(tmp_path / "runs", desk.runs)
+
+
+CASES = [(name, "pickle") for name in FILES] + [("optimizer.ckpt", "torch"), ("best.ckpt", "torch, old format")]
+CASES += [("brain.ckpt", "YAML"), ("CKPT.yaml", "YAML")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_no_code_in_a_checkpoint_runs_where_a_training_goes_on(spoiled, monkeypatch, name, kind):
+    """Also where the environment tells torch to trust every file, and where no manifest tells that it has changed."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    (folder,) = spoiled.runs.glob("*/save/task0/CKPT*")
+    assert {path.name for path in folder.iterdir()} == {*FILES, "manifest.json"}
+    PLANTED[kind](folder / name)
+    (folder / "manifest.json").unlink()
+    before = tree(folder.parent)
+    code, out, said = spoiled.run(resume(spoiled))
+    assert not (spoiled.folder / "ran").exists()
+    if name == "CKPT.yaml":  # without it there is no checkpoint
+        assert code == 0 and f"{folder} is damaged" in out and not said
+    else:
         assert code == 2 and said.startswith("error: ") and said.count("\n") == 1 and len(said) < 1000, said
         assert str(folder) in said and "is damaged" in said and "delete" in said
-        assert tree(folder.parent) == before and not (desk.folder / "ran").exists()
-    (folder / name).write_bytes(good)
+        assert tree(folder.parent) == before
+
+
+def test_a_changed_file_of_a_checkpoint_is_not_even_opened(spoiled):
+    (folder,) = spoiled.runs.glob("*/save/task0/CKPT*")
+    PLANTED["pickle"](folder / "optimizer.ckpt")
+    code, out, said = spoiled.run(resume(spoiled))
+    assert code == 0 and not said and f"{folder} is damaged (optimizer.ckpt: another size" in out
+    assert not (spoiled.folder / "ran").exists()
 
 
 def test_what_is_planted_would_run(tmp_path, monkeypatch):

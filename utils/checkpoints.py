@@ -88,8 +88,8 @@ class AtomicCheckpointer(Checkpointer):
         for name, item in self.recoverables.items():
             if isinstance(item, torch.nn.Module) and not _is_finite(item):
                 raise InputError(f"The {name} has infinite or NaN weights and is not saved: {DIVERGED}")
-            if get_default_hook(item, DEFAULT_SAVE_HOOKS) is torch_save:
-                self.custom_save_hooks[name] = _save_state
+        for name in self._with_state_dict():
+            self.custom_save_hooks[name] = _save_state
         try:
             with naming(self.checkpoints_dir):
                 saved = self._save_aside_and_rename(*args, **kwargs)
@@ -98,6 +98,10 @@ class AtomicCheckpointer(Checkpointer):
             raise
         self._sweep(DAMAGED)  # a whole one has taken its place
         return saved
+
+    def _with_state_dict(self):
+        """Names of the recoverables whose state SpeechBrain pickles: modules, optimizers."""
+        return [n for n, item in self.recoverables.items() if get_default_hook(item, DEFAULT_SAVE_HOOKS) is torch_save]
 
     def _save_aside_and_rename(self, *args, **kwargs):
         written = super().save_checkpoint(*args, **kwargs)
@@ -111,13 +115,15 @@ class AtomicCheckpointer(Checkpointer):
         return Checkpoint(path, written.meta, files)
 
     def load_checkpoint(self, checkpoint):
-        """Load as SpeechBrain does, which takes tensors and YAML from the files and no pickled code.
+        """Load as SpeechBrain does, but never pickled code, whatever torch's default.
 
         Raises
         ------
         InputError
             A file is damaged, or of another architecture.
         """
+        for name in self._with_state_dict():
+            self.custom_load_hooks[name] = _load_state
         try:
             return super().load_checkpoint(checkpoint)
         except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
@@ -184,6 +190,11 @@ def save_tensors(content, path):
 @main_process_only
 def _save_state(item, path):
     save_tensors(item.state_dict(), path)
+
+
+def _load_state(item, path, end_of_epoch):
+    del end_of_epoch
+    item.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _state(path):
