@@ -312,7 +312,7 @@ def test_bad_input_is_said_once(site):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for args, word in ((["--batch_size=5"], "multiple of 2"), (["--seed=2022", "--lr=0.7"], "run of other settings")):
         command = site.command("simclr", 2, "out", "--number_of_epochs=1", "--warmup_epochs=0", *args)
-        code, said = finish(site.lab.start(command), timeout=120)
+        code, said = finish(site.lab.start(command))
         assert code not in (0, None)
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and word in errors[0] and re.search(r"exitcode *: 2 ", said), said
@@ -390,14 +390,16 @@ def test_two_different_runs_at_once_over_one_data_set(site, tmp_path, n):
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2])
 def test_the_second_of_two_identical_runs_is_refused_until_the_first_is_gone(site, n):
-    settings = ("--number_of_epochs=300", "--num_workers=2", "--ckpt_overhead=1000")
+    settings = ("--number_of_epochs=3000", "--num_workers=2", "--ckpt_overhead=1000")
     first = start_until(site, "task: 0, epoch: 3,", *settings)
-    code, said = finish(site.lab.start(site.command("simclr", n, "out", *settings)), timeout=120)
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert code not in (0, None) and len(errors) == 1 and "Another process is working in" in errors[0], said
-    assert first.poll() is None
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    try:
+        code, said = finish(site.lab.start(site.command("simclr", n, "out", *settings)))
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert code not in (0, None) and len(errors) == 1 and "Another process is working in" in errors[0], said
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
     third = start_until(site, "task: 0, epoch: 30,", *settings)
     third.kill()
     assert "Another process" not in third.communicate()[0].decode()
