@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 from datasets.errors import InputError
 from utils.checkpoints import latest_checkpoint
@@ -112,6 +113,8 @@ def open_run_folder(folder, settings, overwrite=False):
         os.makedirs(folder, exist_ok=True)
         _hold(folder)
         check_run_folder(folder, settings, overwrite)  # another process may have been here in between
+        for leftover in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("save/.*.tmp")):
+            leftover.unlink()  # what a death has kept `write_atomically` from putting in place
         for name in sorted(_contents(folder), key="settings.json".__eq__) if overwrite else ():  # that one last
             full = os.path.join(folder, name)
             shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.remove(full)
