@@ -73,7 +73,7 @@ if __name__ == "__main__":
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
         )
-        save_versions(hparams["output_folder"])
+        save_versions(hparams, run_opts, data)
 
         # Every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(LinearProbe, hparams, run_opts, data, encoders, random_weights)

@@ -63,7 +63,7 @@ if __name__ == "__main__":
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
         )
-        save_versions(hparams["output_folder"])
+        save_versions(hparams, run_opts, data)
 
         # 7-12. One Brain a task, from the weights of the task before.
         train_tasks(SimSiam, hparams, run_opts, data, plan, hparams["modules"])

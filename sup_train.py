@@ -73,7 +73,7 @@ if __name__ == "__main__":
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
         )
-        save_versions(hparams["output_folder"])
+        save_versions(hparams, run_opts, data)
 
         # 7-12. One Brain a task, from the weights of the task before; each task's encoder and classifier are tested.
         classifier = hparams["classifier"](n_classes=len(data.classes))

@@ -1,5 +1,6 @@
 """From a data set's metadata to what an experiment uses: checked clips with labels and tasks, and their samples."""
 
+import hashlib
 from dataclasses import dataclass
 
 from datasets.store import AudioStore, LiveAudio, open_store
@@ -37,6 +38,18 @@ class Data:
     @property
     def n_tasks(self):
         return len(self.task_classes)
+
+    def fingerprint(self):
+        """A digest of the clips used, their splits and labels, in order; not of where or when their files were written.
+
+        From a store it covers every sample (length and CRC-32), and begins with "stored"; decoded on the fly it covers
+        the names and sizes of the files, and begins with "live". Only like can be compared with like.
+        """
+        kind = "stored" if isinstance(self.store, AudioStore) else "live"
+        contents = self.store.contents
+        rows = self.rows[["clip", "split", "class_name", "label"]].itertuples(index=False)
+        lines = (f"{contents[row.clip]} {row.split} {row.class_name} {row.label}\n" for row in rows)
+        return f"{kind} {hashlib.blake2b(''.join(lines).encode(), digest_size=8).hexdigest()}"
 
     def split(self, name):
         """The rows of "train", "valid" or "test"."""

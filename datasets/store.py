@@ -133,6 +133,8 @@ class Clips:
         int64 [c], samples at `sample_rate`; 0 for a bad clip.
     ids : np.ndarray
         str [c], one per clip, that changes with the clip's content: the key of cached embeddings.
+    contents : list of str
+        What each clip holds, on whatever machine and wherever its file is; see the classes.
     peaks : np.ndarray
         float32 [c], the largest amplitude of the mono clip before it was scaled; 0 for a silent or a bad clip.
     bad : dict
@@ -201,6 +203,11 @@ class AudioStore(Clips):
         """str [c]: path and CRC-32 of the samples."""
         return np.array([f"{path}:{crc:08x}" for path, crc in zip(self.paths, self.crc32.tolist(), strict=True)])
 
+    @property
+    def contents(self):
+        """list of str [c]: length and CRC-32 of the samples."""
+        return [f"{n}:{crc:08x}" for n, crc in zip(self.lengths.tolist(), self.crc32.tolist(), strict=True)]
+
     def _open(self):
         try:
             mapped = np.memmap(self.samples_path, dtype=SAMPLE_TYPE, mode="r")
@@ -257,6 +264,7 @@ class LiveAudio(Clips):
 
     def __init__(self, data_folder, paths, sample_rate, progress=True):
         self.files = [os.path.join(data_folder, path) for path in paths]
+        self._root = data_folder
         self._sizes, self._mtimes = _stat(self.files)
         lengths, bad = np.zeros(len(paths), dtype=np.int64), {}
         checked = _parallel(functools.partial(_length_of, sample_rate=sample_rate), self.files)
@@ -272,6 +280,12 @@ class LiveAudio(Clips):
         """str [c]: path, rate, and the source file's size and time."""
         stats = zip(self.paths, self._sizes.tolist(), self._mtimes.tolist(), strict=True)
         return np.array([f"{path}@{self.sample_rate}:{size}:{mtime}" for path, size, mtime in stats])
+
+    @property
+    def contents(self):
+        """list of str [c]: path and size of the source file and length of the samples, which nobody has decoded."""
+        clips = zip(self.paths, self._sizes.tolist(), self.lengths.tolist(), strict=True)
+        return [f"{os.path.relpath(path, self._root) if os.path.isabs(path) else path}:{s}:{n}" for path, s, n in clips]
 
     @functools.cached_property
     def peaks(self):

@@ -160,20 +160,21 @@ def test_an_evaluation_records_how_its_encoders_were_trained(tmp_path, monkeypat
         (run / "save" / f"task{task}").mkdir(parents=True)
         (run / "save" / f"train_task{task}_raw.csv").touch()
     train(run, clock, 60.0)
+    (run / "versions.json").write_text(json.dumps({"commit": "abc", "threads": 4, "data": "stored 0"}))
     for here, prefix in ((tmp_path, "run/save/"), (run / "save", "./"), (run / "save", "")):
         monkeypatch.chdir(here)
         record = _training([f"{prefix}task{t}" for t in range(3)], {"precision": "bf16"})
         assert record.pop("peak_memory_bytes") > 10 * MB
         expected = {"encoder_tasks": 5, "train_seconds": 60.0, "train_device": "cpu", "train_precision": "bf16"}
+        expected |= {"train_commit": "abc", "train_torch": None, "train_threads": 4, "train_data": "stored 0"}
         assert record == expected
 
 
 def test_what_is_not_known_of_an_encoders_training_is_null(tmp_path):
     """A folder of checkpoints and nothing else: as many tasks as there are encoders."""
     record = _training([str(tmp_path / "save" / "task0")], {})
-    assert record == dict.fromkeys(("train_seconds", "peak_memory_bytes", "train_device", "train_precision")) | {
-        "encoder_tasks": 1
-    }
+    names = ("seconds", "device", "precision", "commit", "torch", "threads", "data")
+    assert record == dict.fromkeys(("peak_memory_bytes", *(f"train_{name}" for name in names))) | {"encoder_tasks": 1}
 
 
 def test_a_trainers_own_test_records_its_own_training(tmp_path, clock):

@@ -309,6 +309,28 @@ def test_what_else_differs_is_said_in_a_line_each(tmp_path):
     assert differences(load_runs(folders[:1])) == []
 
 
+def test_other_data_threads_and_settings_are_said(tmp_path):
+    """Data are compared within a data set, an evaluation's settings within a protocol and an encoder; names and places
+    of runs are no difference."""
+    runs = [("a", "demo", "cnn14", 1, "stored 1", "80"), ("b", "demo", "cnn14", 2, "stored 2", "64"),
+            ("c", "us8k", "cnn14", 2, "stored 3", "80"), ("d", "demo", "ecapa", 2, "stored 2", "40")]  # fmt: skip
+    folders = [
+        describe(
+            make_run(tmp_path / name, "seen", method=name, dataset=dataset, encoder=encoder, train_threads=threads),
+            {"device": f"CPU {threads}", "threads": threads, "data": data, "command": [name]},
+            {"n_mels": mels, "experiment_name": name, "ssl_checkpoints_dir": name, "data_folder": name},
+        )
+        for name, dataset, encoder, threads, data, mels in runs
+    ]
+    assert differences(load_runs(folders)) == [
+        "device: CPU 1 in a; CPU 2 in 3 runs such as b",
+        "threads: 1 in a; 2 in 3 runs such as b",
+        "train_threads: 1 in a; 2 in 3 runs such as b",
+        "data (demo): stored 1 in a; stored 2 in 2 runs such as b",
+        "n_mels (demo seen, cnn14): 80 in a; 64 in b",
+    ]
+
+
 def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(tmp_path):
     seen = describe(make_run(tmp_path / "a", "seen"), {"torch": "2.13.0"}, {"replay_num_keep": "all"})
     subset = describe(make_run(tmp_path / "b", "subset"), {"torch": "2.13.0"}, {"replay_num_keep": "16"})

@@ -271,6 +271,21 @@ def set_aside_damaged(folder):
             logger.warning("%s is damaged (%s) and is not used; it is now %s.", path, reason, aside.name)
 
 
+@main_process_only
+def sweep_replaced(folder):
+    """Delete what is beside a finished task's checkpoint: older ones, half-deleted, that a death has left for good.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        A task's folder.
+    """
+    newest = latest_checkpoint(folder)[0]
+    for path in Path(folder).iterdir():
+        if path != newest and path.name.startswith((CKPT_PREFIX, ASIDE)):
+            shutil.rmtree(path)
+
+
 def _checkpoints(folder):
     """Folders that SpeechBrain takes for checkpoints."""
     folder = Path(folder)

@@ -1,4 +1,7 @@
-"""What training an encoder costs, in its run folder's ``costs.json``: seconds and peak memory, over all its starts."""
+"""What a run costs, in its folder's ``costs.json``: seconds and peak memory, over all its starts.
+
+Of a trainer it is the encoder's training, of linclf_train.py the embedding and the training of its classifiers.
+"""
 
 import contextlib
 import json

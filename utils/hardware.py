@@ -1,6 +1,29 @@
-"""What this machine does fast."""
+"""What this machine is, and what it does fast."""
+
+import platform
+import re
+from pathlib import Path
 
 import torch
+
+
+def device_name(device):
+    """What a device is called.
+
+    Parameters
+    ----------
+    device : str or torch.device
+
+    Returns
+    -------
+    str
+        The GPU's name, or the processor's model.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # on Linux platform.processor() is empty, or no more than the architecture
+    model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def fastest_precision():

@@ -8,7 +8,14 @@ from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.errors import InputError
 from datasets.selection import current_and_replay, parse_keep, seen
 from utils.brain import HEADS_AND_ENCODER, TaskContext
-from utils.checkpoints import AtomicCheckpointer, BestEpoch, is_finished, load_weights, set_aside_damaged
+from utils.checkpoints import (
+    AtomicCheckpointer,
+    BestEpoch,
+    is_finished,
+    load_weights,
+    set_aside_damaged,
+    sweep_replaced,
+)
 from utils.costs import training_costs
 from utils.distributed import main_only, n_processes, process
 from utils.figures import plot_training
@@ -120,6 +127,7 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
                 begun = time.monotonic()
                 train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
                 progress.task_done(t, names[t], time.monotonic() - begun)
+            sweep_replaced(folders[t])
             if after_task is not None:
                 after_task(t, folders[t])
     _draw_training(hparams)

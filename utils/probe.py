@@ -12,6 +12,7 @@ from datasets.errors import InputError
 from datasets.selection import get_protocol
 from utils.brain import AccuracyCount, FiniteSteps
 from utils.checkpoints import BestEpoch, load_weights
+from utils.costs import training_costs
 from utils.embeddings import cache_beside, make_embedder
 from utils.files import read_json, write_json
 from utils.schedulers import WarmupCosineScheduler
@@ -314,16 +315,18 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
     embedder, cache = make_embedder(hparams, run_opts), cache_beside(folders[0], hparams["output_folder"])
     encoder = hparams["modules"]["embedding_model"]
     results = {"trained": [], "floor": []}
-    for t, folder in enumerate(folders):
-        load_weights(folder, {"embedding_model": encoder})
-        path = os.path.join(hparams["save_folder"], f"task{t}.json")
-        results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
-    encoder.load_state_dict(random_weights)
-    for t in range(len(folders)):
-        if t > 0 and evaluation.every_task:  # nothing depends on t
-            results["floor"].append(results["floor"][0])
-            continue
-        path = os.path.join(hparams["save_folder"], f"floor{t}.json")
-        results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}"))
+    with training_costs(hparams["output_folder"], embedder.device) as save_costs:
+        for t, folder in enumerate(folders):
+            load_weights(folder, {"embedding_model": encoder})
+            path = os.path.join(hparams["save_folder"], f"task{t}.json")
+            results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
+            save_costs()
+        encoder.load_state_dict(random_weights)
+        for t in range(len(folders)):
+            if t > 0 and evaluation.every_task:  # nothing depends on t
+                results["floor"].append(results["floor"][0])
+                continue
+            path = os.path.join(hparams["save_folder"], f"floor{t}.json")
+            results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}"))
     results["n_embedded"] = embedder.n_embedded
     return results

@@ -45,7 +45,9 @@ SIGNED = ("forgetting", "bwt", "fwt")
 # Where they differ, a comparison is not of methods alone; of settings.json, how each protocol's classifier was trained.
 PRECISIONS = ("precision", "eval_precision")
 PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep")
-TRAINING = ("train_device", "train_precision")
+TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data")
+# Of settings.json: what a row or a column of the table stands for, and where files are (their content is "data").
+NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "data_folder")
 LEGEND = """\
 In percent: mean ± sample standard deviation over seeds, their number in brackets where a cell has fewer than its row;
 the row "floor" is the same evaluation of random weights.
@@ -176,8 +178,12 @@ def _conditions(folder, content):
     place = f"{content['dataset']} {content['protocol']}"
     found = {key: value for key, value in versions.items() if key != "command"}
     found |= {key: settings.get(key) for key in PRECISIONS} | {key: content.get(key) for key in TRAINING}
+    if "data" in found:
+        found[f"data ({content['dataset']})"] = found.pop("data")
     found |= {f"{key} ({place})": settings.get(key) for key in PROBE_SETTINGS}
-    return {key: str(value) for key, value in found.items() if value is not None}
+    others = sorted(settings.keys() - {*PRECISIONS, *PROBE_SETTINGS, *NAMED})  # most are of the encoder's architecture
+    found |= {f"{key} ({place}, {content['encoder']})": settings[key] for key in others}
+    return {key: " ".join(str(value).split()) for key, value in found.items() if value is not None}
 
 
 def load_runs(folders, own_tests=False):
@@ -299,7 +305,8 @@ def missing_seeds(groups):
 
 
 def differences(runs):
-    """What else than the method differs between runs: versions, commit, precision, device, the classifier's training.
+    """What else than the method differs between runs: versions, commit, precision, device, threads, the data, and the
+    evaluation's settings. A command is its settings, and where its files go.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from datasets.selection import PROTOCOLS
 from utils import figures
 from utils.costs import read_costs
 from utils.distributed import main_only
-from utils.files import write_atomically
+from utils.files import read_json, write_atomically
 from utils.metrics import (
     accuracy_table,
     continual_metrics,
@@ -80,13 +80,15 @@ def save_results(results, hparams, data, trained, settings, encoders):
 def _training(encoders, trained):
     """How the encoders were trained: on how many tasks, at what cost and on what. None: their run doesn't say."""
     save = Path(encoders[0]).absolute().parent
-    costs = read_costs(save.parent) or {}
+    costs, file = read_costs(save.parent) or {}, save.parent / "versions.json"
+    versions = read_json(file) if file.is_file() else {}
     return {
         "encoder_tasks": len(list(save.glob("train_task*_raw.csv"))) or len(encoders),  # also of tasks still to come
         "train_seconds": costs.get("train_seconds"),
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
         "train_device": costs.get("device"),
         "train_precision": trained.get("precision"),
+        **{f"train_{key}": versions.get(key) for key in ("commit", "torch", "threads", "data")},
     }
 
 

@@ -10,17 +10,21 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 from datasets.errors import InputError
 from utils.checkpoints import latest_checkpoint
 from utils.config import early_messages, effective_option
 from utils.distributed import main_only
 from utils.files import REMEDIES, write_atomically
+from utils.hardware import device_name
 
 import ruamel.yaml
+import torch
 from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.distributed import infer_device
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,8 @@ def open_run_folder(folder, settings, overwrite=False):
         os.makedirs(folder, exist_ok=True)
         _hold(folder)
         check_run_folder(folder, settings, overwrite)  # another process may have been here in between
+        for leftover in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("save/.*.tmp")):
+            leftover.unlink()  # what a death has kept `write_atomically` from putting in place
         for name in sorted(_contents(folder), key="settings.json".__eq__) if overwrite else ():  # that one last
             full = os.path.join(folder, name)
             shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.remove(full)
@@ -167,10 +173,19 @@ def _refuse_other_run(folder, saved, settings):
 
 
 @main_only
-def save_versions(folder, argv=None):
-    """Write what a reader of the numbers needs to know: command, versions, commit, hardware. No environment.
+def save_versions(hparams, run_opts, data, argv=None):
+    """Write what a reader of the numbers needs to know: command, versions, commit, hardware, data. No environment.
 
     What was logged before there was a run folder goes to its log.txt.
+
+    Parameters
+    ----------
+    hparams : dict
+        Uses `output_folder`.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    data : datasets.prepare.Data
+    argv : list of str, optional
+        Arguments without the script's name, instead of the process's.
     """
     names = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
     here = os.path.dirname(os.path.abspath(__file__))
@@ -183,9 +198,12 @@ def save_versions(folder, argv=None):
         "commit": commit or "unknown",
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "device": device_name(run_opts.device or infer_device()),
+        "threads": torch.get_num_threads(),
+        "data": data.fingerprint(),
         **{name: version(name) for name in names},
     }
-    write_atomically(os.path.join(folder, "versions.json"), json.dumps(record, indent=1))
+    write_atomically(os.path.join(hparams["output_folder"], "versions.json"), json.dumps(record, indent=1))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # log.txt, if SpeechBrain has opened it
             for early in early_messages.buffer:
