@@ -450,12 +450,6 @@ def _write_atomically(folder, parameters):
         except OSError:  # another process was faster; its set is as good if the parameters agree
             if not _is_complete(folder, parameters):
                 raise
-    except OSError as error:
-        if error.errno is None:  # not the disk's
-            raise
-        raise InputError(
-            f"Can't write the demo set to {folder} ({error.strerror}): free space there, or give another folder."
-        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -499,7 +493,11 @@ def generate(folder, seed=2022, clips_per_class=40, max_duration=4.0):
     try:
         _write_atomically(folder, parameters)
     except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror or error}): give another folder.") from error
+        if error.errno is None:  # not the disk's
+            raise
+        raise InputError(
+            f"{folder} can't be written ({error.strerror}): free space there, or give another folder."
+        ) from error
     return folder
 
 

@@ -231,7 +231,7 @@ def test_missing_file_and_folder(tmp_path):
     assert "does not exist" in one_line(load_pretrained, f"{tmp_path}/w.pth", None)
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -3])
+@pytest.mark.parametrize("kept", [0, 10, 100, -3])
 @pytest.mark.parametrize("as_in_2019", [False, True])
 def test_truncated_file(kept, as_in_2019, tmp_path):
     path = tmp_path / "w.pth"

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from supclr_train import SupCLR
+from utils import loop
 from utils.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, load_weights
 from utils.loop import plan_tasks, train_tasks
 
@@ -316,6 +317,7 @@ def test_every_epoch_draws_other_orders_and_other_crops(watched):
 def test_a_checkpoint_at_the_end_of_an_epoch_has_no_step(lab, tmp_path, monkeypatch):
     """SpeechBrain resets step and average after the hook that saves: a resumed run would average from there on."""
     monkeypatch.setattr(Checkpointer, "_delete_checkpoint", staticmethod(lambda *_, **__: None))
+    monkeypatch.setattr(loop, "sweep_replaced", lambda folder: None)
     train(lab, SupCLR, tmp_path, "--ckpt_overhead=1000", "--number_of_epochs=2")
     saved = sorted(Path(tmp_path).glob("*/save/task*/CKPT*/brain.ckpt"))
     assert len(saved) == 2  # the first epoch of both tasks; the finished checkpoint keeps no Brain

@@ -24,6 +24,7 @@ from speechbrain.utils.run_opts import RunOptions
 REPO = Path(__file__).parents[1]
 DEBUG = ("--debug", "--debug_batches", "1", "--debug_epochs", "1")
 SAVED = {"CKPT.yaml", "embedding_model.ckpt", "projector.ckpt", "predictor.ckpt", "classifier.ckpt", "counter.ckpt"}
+SAVED |= {"manifest.json"}
 TRAINERS = ("supclr", "simclr", "simsiam", "sup")
 US8K_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]
 METRICS = {"acc", "average_incremental_accuracy", "bwt", "forgetting", "fwt", "micro_accuracy"}

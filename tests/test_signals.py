@@ -291,7 +291,7 @@ def test_all_processes_of_a_run_agree(tmp_path):
 def test_the_readmes_job_goes_on_after_its_time_limit(tmp_path, code, requeued):
     """With a trainer and a scontrol of the test's own."""
     readme = (REPO / "README.md").read_text()
-    (job,) = [block for block in readme.split("```") if "#SBATCH" in block]
+    (job,) = [block for block in readme.split("```") if "scontrol requeue" in block]
     (tmp_path / "job.sh").write_text(job.lstrip())
     # Its start takes a while, as a trainer's does: until then the shell has set its trap.
     trainer = f"trap 'exit {code}' TERM; sleep 1; touch started; while :; do sleep 0.05; done"

@@ -75,7 +75,8 @@ def test_sup_keeps_the_best_epoch(lab, trained):
     """The saved network has the best accuracy of train_log.csv on the validation clips; of equals, least loss."""
     folder = trained["sup"][0]
     log = pd.read_csv(folder / "train_log.csv")
-    assert set(log.columns) == {"task", "epoch", "loss", "sup", "lr", "valid_loss", "valid_accuracy"}
+    measured = {"loss", "sup", "emb_std", "emb_rank", "rank_max", "valid_loss", "valid_accuracy"}
+    assert set(log.columns) == {"task", "epoch", "lr", *measured}
     hparams, _, data = lab.load("us8k/sup_train.yaml", "--task_classes=[[3,8],[9,4]]")
     classifier = hparams["classifier"](n_classes=10)
     network = {"embedding_model": hparams["embedding_model"], "classifier": classifier}

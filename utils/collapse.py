@@ -7,6 +7,7 @@ Legend: n vectors, D features.
 """
 
 from utils.checkpoints import save_tensors
+from utils.distributed import n_processes, rows_of_all
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,8 @@ class Spread:
         """
         figures = {}
         for name, kept in self.batches.items():
-            vectors = torch.cat([batch.cpu() for batch in kept])[-self.most :]  # [n, D]
+            vectors = torch.cat([batch.cpu() for batch in kept])[-(self.most // n_processes()) :]  # [n, D]
+            vectors = rows_of_all(vectors)
             figures |= {f"{name}_std": normalised_std(vectors), f"{name}_rank": effective_rank(vectors)}
             figures["rank_max"] = min(vectors.shape)
         return figures

@@ -179,6 +179,16 @@ def mean(value, weight):
     return weighted / weights
 
 
+def rows_of_all(rows):
+    """The rows [b, D] of all processes, equally many from each, on the CPU and without gradient."""
+    if not dist.is_initialized():
+        return rows
+    rows = rows.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous()
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts).cpu()
+
+
 def joint_loss(loss):
     """A loss with the value it has over all processes and the gradient of this one, which DDP averages."""
     if not dist.is_initialized():

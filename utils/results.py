@@ -80,8 +80,12 @@ def save_results(results, hparams, data, trained, settings, encoders):
 def _training(encoders, trained):
     """How the encoders were trained: on how many tasks, at what cost and on what. None: their run doesn't say."""
     save = Path(encoders[0]).absolute().parent
-    costs, file = read_costs(save.parent) or {}, save.parent / "versions.json"
-    versions = read_json(file) if file.is_file() else {}
+    costs, versions, file = read_costs(save.parent) or {}, {}, save.parent / "versions.json"
+    if file.is_file():
+        try:
+            versions = read_json(file)
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s is damaged (%s): what the encoder was trained with is not recorded.", file, error)
     return {
         "encoder_tasks": len(list(save.glob("train_task*_raw.csv"))) or len(encoders),  # also of tasks still to come
         "train_seconds": costs.get("train_seconds"),
