@@ -239,7 +239,7 @@ def check_equal_runs(site, kind):
     assert names[0] == names[1]
     assert not list(two.rglob(".writing-*"))
     lines = [re.sub(r"\d+ s$|by \d|[\d.]+ -> .*", "", text) for text in (said_one, said)]
-    lines = [[line for line in text.splitlines() if line.startswith("task ")] for text in lines]
+    lines = [re.findall(r"^task \d+/.*$", text, re.MULTILINE) for text in lines]
     assert lines[0] == lines[1] and len(lines[0]) == (4 if kind == "sup" else 2)
     assert json.loads((two / "costs.json").read_text())["device"] == "2 x cpu"
     return one, two
