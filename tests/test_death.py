@@ -316,7 +316,9 @@ def test_a_death_at_any_moment_loses_nothing(lives, script, count):
 # The same bits
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+# In the quick tests two scripts that between them have every part; supclr_train.py's are in test_resume.py too.
+@pytest.mark.parametrize("script", [s if s in ("sup", "linclf") else pytest.param(s, marks=pytest.mark.slow)
+                                    for s in SCRIPTS])  # fmt: skip
 def test_the_same_command_gives_the_same_bits(lives, script):
     """With 0, 1 and 2 workers; linclf_train.py, which has none, twice."""
     again = ["--noprogressbar"] if script == "linclf" else ["--num_workers=1", "--num_workers=2"]
