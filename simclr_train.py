@@ -29,7 +29,7 @@ class SimCLR(TaskBrain):
 
     def compute_forward(self, batch, stage):
         """Predictor outputs of both views."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         h1 = self.embed_view(batch.view1, stage)  # [B, D]
         h2 = self.embed_view(batch.view2, stage)  # [B, D], on its own: batch statistics are per view
         z1 = self.modules.predictor(self.modules.projector(h1))  # [B, D]

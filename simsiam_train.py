@@ -29,7 +29,7 @@ class SimSiam(TaskBrain):
 
     def compute_forward(self, batch, stage):
         """Predictions and projections of both views."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         z1 = self.modules.projector(self.embed_view(batch.view1, stage))  # [B, D]
         z2 = self.modules.projector(self.embed_view(batch.view2, stage))  # [B, D], on its own: statistics are per view
         p1, p2 = self.modules.predictor(z1), self.modules.predictor(z2)  # [B, D]

@@ -38,7 +38,7 @@ class Supervised(TaskBrain):
 
     def compute_forward(self, batch, stage):
         """Logits."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         h = self.embed_view(batch.view1, stage)  # [B, D]
         return self.modules.classifier(h)  # [B, C]
 

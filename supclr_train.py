@@ -28,7 +28,7 @@ class SupCLR(TaskBrain):
 
     def compute_forward(self, batch, stage):
         """Embed the views and run the heads whose loss has a weight; the others' weights get no gradient and stay."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         h1 = self.embed_view(batch.view1, stage)  # [B, D]
         out = {}
         if self.hparams.ssl_weight:

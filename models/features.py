@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from speechbrain.augment.freq_domain import RandomShift, SpectrogramDrop, Warping
+from speechbrain.augment.freq_domain import RandomShift, Warping
 from speechbrain.processing.features import InputNormalization
 from torch import nn
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
@@ -223,8 +223,8 @@ class SpecAugment(nn.Module):
         if time_warp:
             steps.append(Warping(time_warp))
         for dim, width, count in ((2, freq_mask, n_freq_masks), (1, time_mask, n_time_masks)):
-            if width and count:  # SpeechBrain draws below drop_length_high: + 1 includes the width itself
-                steps.append(SpectrogramDrop(0, width + 1, count, count, replace=mask_fill, dim=dim))
+            if width and count:
+                steps.append(_Masks(width, count, mask_fill, dim))
         self.steps = nn.Sequential(*steps)
 
     def forward(self, features):
@@ -237,3 +237,32 @@ class _Shift(RandomShift):
 
     def forward(self, features):
         return super().forward(features, features.new_ones(len(features)))[0]
+
+
+class _Masks(nn.Module):
+    """SpeechBrain's SpectrogramDrop with its own draws, where it waits for a GPU three times a call, this never does.
+
+    Parameters
+    ----------
+    width, count : int
+        Of each clip's masks; widths are drawn from 0 to `width`.
+    fill : str
+        "zeros" or "mean".
+    dim : int
+        1 masks frames, 2 mel bands.
+    """
+
+    def __init__(self, width, count, fill, dim):
+        super().__init__()
+        self.width, self.count, self.fill, self.dim = width, count, fill, dim
+
+    def forward(self, features):
+        """Mask features [B, T, F] in place."""
+        size, device = features.shape[self.dim], features.device
+        torch.randint(1, (1,), device=device)  # there, of the number of masks: the draws after it stay the same
+        widths = torch.randint(self.width + 1, (len(features), self.count), device=device).unsqueeze(2)
+        starts = torch.randint(size, (len(features), self.count), device=device).unsqueeze(2)  # [B, count, 1]
+        places = torch.arange(size, device=device)
+        masked = ((starts <= places) & (places < starts + widths)).any(dim=1)  # [B, T or F]
+        fill = features.mean().detach() if self.fill == "mean" else 0.0
+        return features.masked_fill_(masked.unsqueeze(3 - self.dim), fill)

@@ -12,6 +12,7 @@ from utils.schedulers import WarmupCosineScheduler
 
 import pytest
 import torch
+from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.lobes.models.Cnn14 import Cnn14
 
 
@@ -164,6 +165,19 @@ def test_spec_augment_switched_off_is_the_identity_and_roll_and_shift_are_circul
     assert torch.equal(moved.flatten().sort()[0], x.flatten().sort()[0])
     warped = SpecAugment(8, 0, 0, 0, 0)(torch.randn(4, 60, 20))
     assert warped.shape == (4, 60, 20)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "mean"])
+def test_masks_are_those_of_speechbrain(fill):
+    x = torch.randn(4, 201, 80) - 30
+    for dim, own in ((2, {"freq_mask": 10, "n_freq_masks": 2, "time_mask": 0}), (1, {"freq_mask": 0, "time_mask": 7})):
+        theirs = SpectrogramDrop(0, 11 if dim == 2 else 8, 2, 2, replace=fill, dim=dim)
+        for seed in range(3):
+            wanted, found = (
+                torch.manual_seed(seed) and augment(x.clone())
+                for augment in (theirs, SpecAugment(time_warp=0, mask_fill=fill, **own))
+            )
+            assert torch.equal(found, wanted) and not torch.equal(found, x)
 
 
 def test_schedule_step_by_step():

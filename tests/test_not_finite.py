@@ -1,8 +1,10 @@
 """A loss, a gradient or weights that are not finite: which clips, when it stops, and what is kept."""
 
+import contextlib
 import runpy
 import sys
-from types import SimpleNamespace
+import traceback
+from pathlib import Path
 
 from datasets.errors import InputError
 from simclr_train import SimCLR
@@ -14,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EPOCHS, STEPS = 3, 4  # 16 clips of two classes in batches of 4
 SAVE_ALL = "--ckpt_overhead=1000"  # every epoch, whatever it costs
@@ -155,16 +159,103 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert latest_checkpoint(tmp_path)[1]["epoch"] == 2
 
 
-def test_a_step_never_waits_for_the_device():
-    """On the meta device nothing has a value, so whatever asked for one would raise."""
-    brain = SimpleNamespace(task=SimpleNamespace(losses={}), steps_left_out=0)
-    layer = torch.nn.Linear(3, 2, device="meta")
-    with pytest.raises(RuntimeError):
-        float(torch.zeros((), device="meta"))
-    layer.weight.grad = torch.zeros(2, 3, device="meta")
-    brain.modules = torch.nn.ModuleDict({"projector": layer})
-    for _ in range(2):
-        TaskBrain.check_gradients(brain)
-        TaskBrain.weighted_sum(brain, {"ssl": torch.zeros((), device="meta")}, {"ssl": 1.0})
-    assert brain.steps_left_out.device.type == "meta"
-    assert brain.task.losses["ssl"][0].device.type == "meta" and brain.task.losses["ssl"][1] == 2
+class Reads:
+    """Where a step does what would wait for a GPU: a value that goes to the host, a size that depends on values."""
+
+    def __init__(self):
+        self.places = []
+        aten, tensor = torch.ops.aten, torch.Tensor
+        waiting = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
+        waiting |= {tensor.tolist, tensor.numpy, tensor.cpu, tensor.item}
+        note = self.note
+
+        class Operations(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                note(function in waiting)
+                return function(*args, **(kwargs or {}))
+
+        class Methods(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                note(function in waiting)
+                return function(*args, **(kwargs or {}))
+
+        self.modes = Operations(), Methods()
+
+    def note(self, waits):
+        if waits:
+            own = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
+            self.places.append(f"{Path(own[-1].filename).name}: {own[-1].name}")
+
+    def __enter__(self):
+        for mode in self.modes:
+            mode.__enter__()
+
+    def __exit__(self, *error):
+        for mode in reversed(self.modes):
+            mode.__exit__(*error)
+
+
+# What is on the CPU, whatever the device: the draws of the time warp, the numbers of the clips.
+ON_CPU = {"freq_domain.py: forward", "brain.py: on_fit_batch_start"}
+
+
+class AsOnGPU(Spoiled):
+    """Reads losses as on a GPU: every so many steps, and at the end of an epoch."""
+
+    every, reads = 50, None
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        assert self.read_every == 1
+        self.read_every = self.every
+
+    def fit_batch(self, batch):
+        with self.reads if self.reads is not None else contextlib.nullcontext():
+            return super().fit_batch(batch)
+
+
+@pytest.mark.parametrize("encoder", [("pann_tiny", "fbank"), ("ecapa_tiny", "fbank"), ("pann_tiny", "pann_16k")])
+def test_a_step_never_waits_for_the_device(lab, tmp_path, monkeypatch, encoder):
+    name, front_end = encoder
+    reads, bands = Reads(), "--n_mels=64" if front_end == "pann_16k" else "--n_mels=80"
+    monkeypatch.setattr(sys.modules[__name__], "Spoiled", AsOnGPU)
+    train(lab, tmp_path, f"--encoder={name}", f"--front_end={front_end}", bands, reads=reads)
+    assert set(reads.places) == ON_CPU
+    reads.places.clear()
+    train(lab, tmp_path / "each", f"--encoder={name}", f"--front_end={front_end}", bands, reads=reads, every=1)
+    assert set(reads.places) == ON_CPU | {"brain.py: read_losses"}
+
+
+def test_losses_that_are_read_later_end_in_the_same_weights_and_words(lab, tmp_path, monkeypatch, caplog):
+    steps, said, weights = ((1, 2), (2, 4), (3, 1), (3, 3)), {}, {}
+    for every, brain in ((1, Spoiled), (3, AsOnGPU), (50, AsOnGPU)):
+        monkeypatch.setattr(sys.modules[__name__], "Spoiled", brain)
+        caplog.clear()
+        _, modules = train(lab, tmp_path / str(every), views=steps, every=every)
+        said[every] = [message for message in caplog.messages if "it is left out" in message]
+        weights[every] = modules["embedding_model"].state_dict()
+        with pytest.raises(InputError, match="at task 0, epoch 2, step 4, clips audio/"):
+            train(lab, tmp_path / f"{every}-ends", "--nonfinite_patience=2", views=[(2, 1), (2, 2), (2, 4)])
+    assert len(said[1]) == 4 and said[1] == said[3] == said[50]
+    for every in (3, 50):
+        assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[every].items())
+
+
+def test_the_log_has_the_mean_of_the_losses_that_are_finite(lab, tmp_path):
+    losses = {}
+
+    class Noted(Spoiled):
+        def compute_objectives(self, *args):
+            loss = super().compute_objectives(*args)
+            losses.setdefault(self.now()[0], []).append(float(loss.detach()))
+            return loss
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(sys.modules[__name__], "Spoiled", Noted)
+        folder, _ = train(lab, tmp_path, views=((2, 1), (2, 3)))
+    log = pd.read_csv(folder / "train_log.csv")
+    for _, row in log.iterrows():
+        finite = [loss for loss in losses[row["epoch"]] if np.isfinite(loss)]
+        assert len(finite) == (2 if row["epoch"] == 2 else 4)
+        assert row["loss"] == pytest.approx(np.mean(finite)) and row["ssl"] == pytest.approx(row["loss"])

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
+READ_EVERY = 50  # steps, on a GPU: of a diverged run so many are trained in vain
 HEADS_AND_ENCODER = ("embedding_model", "projector", "predictor", "classifier")  # what a task hands to the next
 
 
@@ -111,8 +112,12 @@ class AccuracyCount:
 
 
 class FiniteSteps:
-    """What a Brain does about a step whose loss or gradient is not finite: it leaves the step out, until SpeechBrain's
-    `nonfinite_patience` is used up, and then stops and says where."""
+    """Steps that don't wait for the device, and what a Brain does about one whose loss or gradient is not finite: it
+    leaves the step out, until SpeechBrain's `nonfinite_patience` is used up, and then stops and says where.
+
+    A step is left out on the device, in the step. Whether it was is read each step on a CPU, where that costs nothing;
+    on a GPU, which would stand still meanwhile, every `READ_EVERY` steps and at the end of an epoch.
+    """
 
     not_finite_in_a_row = 0
     steps_left_out = 0  # of the epoch; a tensor as soon as there is a step
@@ -128,25 +133,56 @@ class FiniteSteps:
     def on_fit_start(self):
         """Have SpeechBrain call `check_gradients`, once they are clipped."""
         super().on_fit_start()
-        self.skip_nonfinite_grads = True
+        self.skip_nonfinite_grads, self.unread = True, []
+        self.read_every = 1 if torch.device(self.device).type == "cpu" else READ_EVERY
 
-    def check_loss_isfinite(self, loss):
-        """Count as SpeechBrain does, each epoch anew; also in a row, as an epoch may be shorter than its patience.
+    def fit_batch(self, batch):
+        """Train a step as SpeechBrain does, but leave the loss where it is; SpeechBrain waits for it twice.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, a scalar without gradient, on its device.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.unread.append((loss.detach(), self.place(), self.clips()))
+            if len(self.unread) >= self.read_every:
+                self.read_losses()
+            self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach()
+
+    def update_average(self, loss, avg_loss):
+        """SpeechBrain's for validation; of training steps there is no running average, which would have to be read."""
+        return avg_loss if self.modules.training else super().update_average(loss, avg_loss)
+
+    def read_losses(self):
+        """Count losses that are not finite, as SpeechBrain does, each epoch anew; also in a row, as an epoch may be
+        shorter than its patience.
 
         Raises
         ------
         InputError
             The patience is used up.
         """
-        count = self.nonfinite_count = max(self.nonfinite_count, self.not_finite_in_a_row)
-        try:
-            super().check_loss_isfinite(loss)
-        except ValueError as error:
-            raise InputError(f"The loss is infinite or NaN at {self.place()}{self.clips()}: {DIVERGED}") from error
-        finite = self.nonfinite_count == count
-        self.not_finite_in_a_row = 0 if finite else self.nonfinite_count
-        if not finite:
-            logger.warning("The loss is infinite or NaN at %s%s: it is left out.", self.place(), self.clips())
+        unread, self.unread = self.unread, []
+        finite = torch.stack([loss for loss, _, _ in unread]).isfinite().tolist() if unread else []
+        for good, (_, place, clips) in zip(finite, unread, strict=True):
+            if good:
+                self.not_finite_in_a_row = 0
+                continue
+            self.nonfinite_count = max(self.nonfinite_count, self.not_finite_in_a_row) + 1
+            self.not_finite_in_a_row = self.nonfinite_count
+            if self.nonfinite_count > self.nonfinite_patience:
+                raise InputError(f"The loss is infinite or NaN at {place}{clips}: {DIVERGED}")
+            logger.warning("The loss is infinite or NaN at %s%s: it is left out.", place, clips)
 
     def check_gradients(self):
         """Set a gradient that is not finite to 0. Clipping has spread it over its whole optimizer, so nothing is learnt
@@ -164,6 +200,7 @@ class FiniteSteps:
         InputError
             They are more than the patience.
         """
+        self.read_losses()
         count, self.steps_left_out = int(self.steps_left_out), 0
         if count:
             said = f"{count} of the epoch's steps had an infinite or NaN gradient, counted at {self.place()}"
@@ -207,12 +244,18 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         return h
 
     def weighted_sum(self, losses, weights):
-        """Join losses, and keep their sums for the log, on their device: nothing is waited for."""
+        """Join losses."""
         losses = {name: joint_loss(loss) for name, loss in losses.items()}
+        loss = sum(weights[name] * loss for name, loss in losses.items())
+        self.add_losses({"loss": loss, **losses})
+        return loss
+
+    def add_losses(self, losses):
+        """Keep sums of those that are finite for the log, on their device: nothing is waited for."""
         for name, loss in losses.items():
             total, count = self.task.losses.get(name, (0.0, 0))
-            self.task.losses[name] = (total + loss.detach().double(), count + 1)
-        return sum(weights[name] * loss for name, loss in losses.items())
+            loss, finite = loss.detach().double(), loss.detach().isfinite()
+            self.task.losses[name] = (total + torch.where(finite, loss, 0.0), count + finite)
 
     def _wrap_distributed(self):
         """Wrap what is trained for several processes, as SpeechBrain does, but for two traps. Its SyncBatchNorm refuses
@@ -251,7 +294,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         for group in self.optimizers_dict["optimizer"].param_groups:
             group["lr"] = self._rate(epoch)
-        self.clip_numbers, self.buffers_before = batch.id, [buffer.clone() for buffer in self._buffers()]
+        self.clip_numbers, self.buffers_before = batch.id.tolist(), [buffer.clone() for buffer in self._buffers()]
 
     def _buffers(self):
         """Running statistics."""
@@ -263,7 +306,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def clips(self):
         """By path; with mixup, those that others are blended with are not among them."""
-        return ", clips " + ", ".join(self.task.clip_names[int(clip)] for clip in self.clip_numbers)
+        return ", clips " + ", ".join(self.task.clip_names[clip] for clip in self.clip_numbers)
 
     def _rate(self, epoch):
         """Learning rate of the epoch's current step."""
@@ -271,9 +314,9 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Move the progress bar; take back running statistics that a step may have made NaN for good."""
-        if self.not_finite_in_a_row:
-            for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
-                buffer.copy_(before)
+        finite = loss.detach().isfinite()
+        for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
+            buffer.copy_(torch.where(finite, buffer, before))
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
@@ -281,12 +324,11 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.report_steps_left_out()
             share_buffers(self.modules)
-            means = {name: float(total) / count for name, (total, count) in self.task.losses.items()}
-            self.figures = {"task": self.task.index, "epoch": epoch, "loss": stage_loss, **means}
+            means = {name: float(total) / max(int(n), 1) for name, (total, n) in self.task.losses.items()}
+            self.figures = {"task": self.task.index, "epoch": epoch, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
             self._warn_of_collapse()
-            # SpeechBrain resets these after this hook: saved as they are, a resumed run would average from here on.
-            self.step, self.avg_train_loss = 0, 0.0
+            self.step = 0  # SpeechBrain resets it after this hook: saved as it is, a resumed epoch would begin there
         else:
             correct, clips = total(self.correct, self.total)
             accuracy, stage_loss = correct / clips, mean(stage_loss, self.batches)
@@ -339,7 +381,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         loss = super().evaluate_batch(batch, stage)
         self.stopping = stop_signals.signum if n_processes() == 1 else 0
         if self.stopping:
-            self.step, self.avg_train_loss = self.task.steps_per_epoch, self.figures["loss"]
+            self.step = self.task.steps_per_epoch
             self._save_intra_epoch_ckpt()
         return loss
 
@@ -352,7 +394,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         """Add the losses so far to what SpeechBrain saves in the middle of an epoch."""
         super()._save(path)
         with open(path, "a", encoding="utf-8") as file:
-            losses = {name: [float(total), count] for name, (total, count) in self.task.losses.items()}
+            losses = {name: [float(total), int(count)] for name, (total, count) in self.task.losses.items()}
             yaml.safe_dump({"losses": losses}, file)
 
     @mark_as_loader
