@@ -30,6 +30,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import REPO, Lab
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedData
 
 TRAINERS = {"supclr": SupCLR, "simclr": SimCLR, "simsiam": SimSiam, "sup": Supervised}
@@ -296,6 +297,30 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_with_the_same_bits(site,
     assert (folder / "train_log.csv").read_text() == (straight / "train_log.csv").read_text()
 
 
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children] + [pid for child in children for pid in descendants(child)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_ends_a_run_in_good_order(site, number):
+    """As clusters and terminals send it; the workers then get torchrun's own too."""
+    settings = ("--number_of_epochs=3000", "--num_workers=2", "--ckpt_overhead=1e-6")
+    process = start_until(site, "task: 0, epoch: 3,", *settings, n=2)
+    for pid in [*reversed(descendants(process.pid)), process.pid]:
+        os.kill(pid, number)
+    code, said = finish(process)
+    assert code != 0 and said.count(f"Stopped by {number.name}") == 1 and "the same command again" in said, said
+    assert "Traceback" not in said.partition("torch/distributed")[0], said
+    (folder,) = (site.folder / "out").iterdir()
+    meta = latest_checkpoint(folder / "save" / "task0")[1]  # no epoch but the first is saved unasked
+    assert meta.get(INTRA_EPOCH_CKPT_FLAG) or meta["epoch"] >= 3, meta
+    again = start_until(site, f"task: 0, epoch: {len(pd.read_csv(folder / 'train_log.csv')) + 2},", *settings)
+    again.kill()
+    again.communicate()
+
+
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_at_the_timeout(site):
     code, said = finish(site.lab.start(site.command("simclr", 2, "out", what="hangs")))
@@ -362,9 +387,9 @@ def test_the_slices_of_a_batch_are_the_batch():
 # Two runs at once
 
 
-def start_until(site, line, *args):
-    """Start a run in one process, and return it once its log of epochs holds a line."""
-    process = site.lab.start(site.command("simclr", 1, "out", *args))
+def start_until(site, line, *args, n=1):
+    """Start a run, and return it once its log of epochs holds a line."""
+    process = site.lab.start(site.command("simclr", n, "out", *args))
     log = site.folder / "out" / "simclr+seed_2022" / "train_log.txt"
     while process.poll() is None and not (log.is_file() and line in log.read_text()):
         time.sleep(0.01)

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT: the step is finished and saved, the same command goes on, with the same bits; a second one ends
 at once. Most runs are in this process, which sends itself the signal at a given moment."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 
 from datasets import store
 from utils import brain, embeddings, probe
+from utils import signals as signals_module
 from utils.checkpoints import is_finished, latest_checkpoint
 from utils.config import user_errors
 from utils.probe import Evaluation
@@ -272,6 +274,30 @@ def test_a_signal_that_no_step_asks_for_ends_the_run_after_the_training():
         os.kill(os.getpid(), signal.SIGTERM)
         reached.append(signals.asked("cpu"))
     assert reached == [signal.SIGTERM]
+
+
+def test_torchrun_may_pass_on_a_signal_that_was_there_already(monkeypatch):
+    """A cluster signals all processes of a job, torchrun its workers then once more: that is no second signal."""
+    killed, now, before = [], [100.0], {number: signal.getsignal(number) for number in signals_module.SIGNALS}
+    monkeypatch.setattr(signals_module.time, "monotonic", lambda: now[0])
+    for launched in (True, False):
+        monkeypatch.setattr(signals_module, "launched", lambda launched=launched: launched)
+        signals = StopSignals()
+        with contextlib.suppress(Stopped), signals.handled(), signals.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            assert (signal.getsignal(signal.SIGTERM) is signal.SIG_DFL) == (not launched)
+            if launched:
+                now[0] += 5.0
+                signal.raise_signal(signal.SIGTERM)
+                assert signals.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+                now[0] += 6.0
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "kill", lambda *args: killed.append(args))
+                    signal.raise_signal(signal.SIGTERM)
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        for number in signals_module.SIGNALS:
+            signal.signal(number, before[number])
+    assert killed == [(os.getpid(), signal.SIGTERM)]
 
 
 def test_all_processes_of_a_run_agree(tmp_path):

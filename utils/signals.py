@@ -9,10 +9,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
+
+from utils.distributed import launched
 
 import torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 10.0  # seconds in which torchrun may pass on what a cluster, or Ctrl-C, has sent to all processes anyway
 
 
 class Stopped(KeyboardInterrupt):
@@ -47,7 +51,8 @@ class StopSignals:
         Raises
         ------
         Stopped
-            At the first signal; see `deferred`. After that both signals have their default effect, which is the end.
+            At the first signal; see `deferred`. After that both signals have their default effect, which is the end;
+            under torchrun not before `ECHO`.
         """
         self.signum, self._deferred, self._owner = 0, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
@@ -63,9 +68,16 @@ class StopSignals:
     def _take(self, signum, frame):
         if os.getpid() != self._owner:  # a worker that was forked a moment ago
             return
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        self.signum = signum
+        first = not self.signum
+        if not first and time.monotonic() - self._since < ECHO:
+            return
+        if not (first and launched()):
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+        if not first:
+            os.kill(os.getpid(), signum)
+            return
+        self.signum, self._since = signum, time.monotonic()
         if not self._deferred:
             raise Stopped(signum)
         name = signal.Signals(signum).name
