@@ -13,7 +13,19 @@ from conftest import REPO
 
 PARTS = {
     "store": ("decoding, one core", "building the store", "two views from the store, 2 workers"),
-    "step": ("step: data", "features", "augmentation", "forward", "backward", "optimiser", "ceiling", "utilisation"),
+    "step": (
+        "step: data",
+        "features",
+        "augmentation",
+        "forward",
+        "backward",
+        "optimiser",
+        "ceiling",
+        "utilisation",
+        "plain step / step",
+    ),
+    "saving": ("in the middle of a task (MB)", "at its end", "share of the task's time", "share before the task's end"),
+    "start": ("--help", "a wrong setting", "first step"),
     "evaluation": ("bare inference", "embedding", "plain way / this", "probe training"),
     "growth": ("1x clips: own memory", "2x clips: own memory", "2 tasks: last task / second"),
 }

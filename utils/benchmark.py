@@ -3,11 +3,12 @@
     python -m utils.benchmark hparams/us8k/supclr_train.yaml --output=benchmark.json
     python -m utils.benchmark hparams/demo/supclr_train.yaml --quick
 
-One table, and JSON with `--output`: reading from the store against decoding; a training step's parts, and the share of
-the device's measured ceiling that it reaches; all four linear protocols against decoding and encoding every clip in
-every epoch; memory and time as clips and tasks grow. Sounds are synthetic, 4 s at 44.1 kHz in Ogg Vorbis. Run options
-and overrides of the YAML are those of the trainer: `--precision`, `--device`, `--encoder=...`, `--batch_size=...`.
-`--parts=step,evaluation` measures only these; `--quick` measures so little that it only shows that all of it runs.
+One table, and JSON with `--output`: reading from the store against decoding; a training step's parts, its time against
+a plain step's, and the share of the device's measured ceiling that it reaches; saving; starting; all four linear
+protocols against decoding and encoding every clip in every epoch; memory and time as clips and tasks grow. Sounds are
+synthetic, 4 s at 44.1 kHz in Ogg Vorbis. Run options and overrides of the YAML are those of the trainer: `--precision`,
+`--device`, `--encoder=...`, `--batch_size=...`. `--parts=step,evaluation` measures only these; `--quick` measures so
+little that it only shows that all of it runs.
 
 Each part runs in a process of its own, so that its peak memory is its own. Machines are noisy: compare ratios within
 one run, never seconds of two.
@@ -34,6 +35,7 @@ from datasets.selection import get_protocol
 from datasets.store import open_store
 from datasets.us8k import load as load_us8k
 from utils.brain import TaskBrain, embed
+from utils.checkpoints import AtomicCheckpointer
 from utils.config import effective_option, load_config, parse_arguments, user_errors
 from utils.costs import peak_memory
 from utils.embeddings import EmbeddingCache
@@ -50,16 +52,18 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+REPO = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
 SECONDS, RATE = 4.0, 44100  # of the synthetic clips
 PROTOCOLS = {"seen": "all", "subset": 24, "buffer": 24, "full": "all"}  # and the clips they keep
-SIZES = {  # clips, items read, steps timed, probe epochs (None: the YAML's), growth in clips and in tasks, ceiling
+SIZES = {  # clips, items read, steps timed, probe epochs (None: the YAML's), growth in clips and in tasks, ...
     "full": {
         "clips": 400, "items": 3000, "steps": 5, "epochs": None, "clip_factors": (1, 4, 16), "tasks": (2, 5, 10),
-        "ceiling": {},
+        "saved_epochs": 20, "starts": 3, "ceiling": {},
     },
     "quick": {
         "clips": 100, "items": 50, "steps": 1, "epochs": 2, "clip_factors": (1, 2), "tasks": (2,),
-        "ceiling": {"seconds": 0.0, "batch": 1, "products": (256,)},
+        "saved_epochs": 2, "starts": 1, "ceiling": {"seconds": 0.0, "batch": 1, "products": (256,)},
     },
 }  # fmt: skip
 
@@ -237,12 +241,10 @@ def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096
 
 def step_part(bench):
     """A training step, as the trainer makes it: its parts, and the share of the device's ceiling."""
-    warm_up, steps = (1 if bench.quick else 2), bench.size["steps"]
-    brain_class = timed(bench.brain_class, warm_up)
-    bench.train(brain_class, steps=warm_up + steps, tasks=1)
-    laps = brain_class.laps
+    brain_class = _time_steps(bench)
+    laps, plain = brain_class.laps, _time_steps(bench.plain()).laps
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
-    median = statistics.median(sum(lap.values()) for lap in laps)
+    median, plain = (statistics.median(sum(lap.values()) for lap in found) for found in (laps, plain))
     figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
     reached, most = brain_class.flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
     return {
@@ -253,7 +255,17 @@ def step_part(bench):
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
+        "plain step: fp32, eager, contiguous (ms)": 1000 * plain,
+        "plain step / step (x)": plain / median,
     }
+
+
+def _time_steps(bench):
+    """The Brain's class that has noted them."""
+    warm_up = 1 if bench.quick else 2
+    brain_class = timed(bench.brain_class, warm_up)
+    bench.train(brain_class, steps=warm_up + bench.size["steps"], tasks=1)
+    return brain_class
 
 
 def evaluation_part(bench):
@@ -322,6 +334,65 @@ def _split_sizes(hparams, data, kind, t):
     return len(train), len(valid), data.split("test")["task"].isin(list(protocol.test_tasks(t, data.n_tasks))).sum()
 
 
+def saving_part(bench):
+    """Checkpoints: what one in the middle of a task and one at its end take, and the share of a run, whose epochs are
+    so short here (one step) that saving each of them would be much."""
+    saves, inner = [], AtomicCheckpointer.save_and_keep_only
+
+    def timed_save(self, *args, **kwargs):
+        begun = time.perf_counter()
+        inner(self, *args, **kwargs)
+        seconds = time.perf_counter() - begun
+        (folder,) = (path for path in Path(self.checkpoints_dir).iterdir() if path.is_dir())
+        saves.append((seconds, sum(file.stat().st_size for file in folder.iterdir())))
+
+    AtomicCheckpointer.save_and_keep_only = timed_save
+    seconds, _ = bench.train(bench.brain_class, steps=1, tasks=1, epochs=bench.size["saved_epochs"])
+    AtomicCheckpointer.save_and_keep_only = inner
+    (first, first_bytes), (last, last_bytes) = saves[0], saves[-1]
+    return {
+        "saving: in the middle of a task (s)": first,
+        "saving: in the middle of a task (MB)": first_bytes / 1e6,
+        "saving: at its end, without the optimiser (s)": last,
+        "saving: at its end, without the optimiser (MB)": last_bytes / 1e6,
+        "saving: epochs of one step": bench.size["saved_epochs"],
+        "saving: times": len(saves),
+        "saving: share of the task's time (%)": 100 * sum(s for s, _ in saves) / seconds[0],
+        "saving: share before the task's end (%)": 100 * sum(s for s, _ in saves[:-1]) / (seconds[0] - last),
+    }
+
+
+FIRST_STEP = """
+import os, runpy, sys
+from utils import brain
+brain.TaskBrain.fit_batch = lambda self, batch: os._exit(0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start_part(bench):
+    """From the command to the help, to the line of a wrong setting, and to the first step on a store that is there."""
+    bench.data()
+    script, yaml = f"{bench.yaml.stem}.py", str(bench.yaml.resolve())
+    commands = {
+        "--help (s)": ([script, "--help"], 0),
+        "a wrong setting (s)": ([script, yaml, *bench.arguments, "--encoder=none"], 2),
+        "first step (s)": (["-c", FIRST_STEP, script, yaml, *bench.arguments, "--dataset=!name:datasets.us8k.load"], 0),
+    }
+    figures = {}
+    for name, (command, code) in commands.items():
+        seconds = []
+        for _ in range(bench.size["starts"]):
+            begun = time.perf_counter()
+            done = subprocess.run([sys.executable, *command], capture_output=True, cwd=REPO, env=ENVIRONMENT)
+            seconds.append(time.perf_counter() - begun)
+            if done.returncode != code:
+                raise InputError(f"{command[-1]} of the benchmark has failed: {done.stderr.decode()[-1000:]}")
+        figures[f"start: {name}"] = statistics.median(seconds)
+    return figures
+
+
 def growth_part(bench):
     """Memory and time of a training of some steps a task."""
     begun = time.perf_counter()
@@ -360,7 +431,14 @@ def own_memory():
 # ---------------------------------------------------------------- the command
 
 
-PARTS = {"store": store_part, "step": step_part, "evaluation": evaluation_part, "growth": growth_part}
+PARTS = {
+    "store": store_part,
+    "step": step_part,
+    "saving": saving_part,
+    "start": start_part,
+    "evaluation": evaluation_part,
+    "growth": growth_part,
+}
 
 
 class Bench:
@@ -387,7 +465,7 @@ class Bench:
         tasks = [group.tolist() for group in np.array_split(np.arange(len(CLASSES)), n_tasks)]
         places = {"data_folder": self.sounds, "store_folder": self.work / "store", "task_classes": tasks}
         self.common = [f"--{key}={value}" for key, value in places.items()]
-        self.arguments = [*arguments, *self.common, f"--output_base={self.work / f'out-{n_clips}-{n_tasks}'}"]
+        self.arguments = [*arguments, *self.common, f"--output_base={self.work / f'out-{os.getpid()}'}"]
         self.hparams, self.run_opts = self._load(self.yaml, self.arguments)
         self.brain_class = _brain_of(self.yaml.stem, TaskBrain)
         self.device = self.run_opts.device or infer_device()
@@ -398,13 +476,22 @@ class Bench:
         file, run_opts, overrides = parse_arguments(__doc__, [str(yaml), *arguments])
         return load_config(file, overrides, run_opts), run_opts
 
+    def plain(self):
+        """The same with what PyTorch does unasked: single precision, no compilation, contiguous convolutions."""
+        other = copy.copy(self)
+        other.hparams, other.run_opts = self._load(
+            self.yaml, [*(a for a in self.arguments if a != "--compile"), "--precision=fp32", "--experiment_name=plain"]
+        )
+        other.hparams["modules"]["embedding_model"].to(memory_format=torch.contiguous_format)
+        return other
+
     def data(self):
         """Prepare the synthetic clips, as the trainer does."""
         return prepare(**{key: self.hparams[key] for key in DATA_KEYS} | {"dataset": load_us8k})
 
-    def train(self, brain_class, steps, tasks=None):
-        """Train `steps` steps of one epoch of each task; seconds of each, and the task folders."""
-        data, hparams = self.data(), {**self.hparams, "number_of_epochs": 1, "warmup_epochs": 0}
+    def train(self, brain_class, steps, tasks=None, epochs=1):
+        """Train epochs of `steps` steps of each task; seconds of each task, and the task folders."""
+        data, hparams = self.data(), {**self.hparams, "number_of_epochs": epochs, "warmup_epochs": 0}
         n_classes = len(data.classes)
         heads = {"classifier": hparams["classifier"](n_classes=n_classes)} if "classifier" in hparams else {}
         plan = plan_tasks({**hparams, "batch_size": 2}, self.run_opts, data)[:tasks]
@@ -440,7 +527,7 @@ def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick):
     """Run a part in a process of its own; its figures and its peak memory, {name: figure}."""
     call = [sys.executable, "-m", "utils.benchmark", yaml, *arguments, "--part", name, "--work", work]
     call += ["--clips", str(n_clips), "--tasks", str(n_tasks), *(["--quick"] if quick else [])]
-    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=REPO)
     if done.returncode:
         raise InputError(f"The part {name} of the benchmark has failed, see above.")
     return json.loads(done.stdout.splitlines()[-1])

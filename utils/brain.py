@@ -372,6 +372,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def _save_intra_epoch_ckpt(self):
         """Save as SpeechBrain does, and end the run if that is why."""
+        self.spread.collect()
         super()._save_intra_epoch_ckpt()
         self._stop_if_asked()
 

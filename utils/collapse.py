@@ -7,7 +7,7 @@ Legend: n vectors, D features.
 """
 
 from utils.checkpoints import save_tensors
-from utils.distributed import n_processes, rows_of_all
+from utils.distributed import n_processes, process, rows_of_all
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ class Spread:
     """
 
     def __init__(self, most=512):
-        self.most, self.batches = most, {}
+        self.most, self.batches, self.collected = most, {}, {}
 
     def add(self, name, *batches):
         """Keep tensors of shape [B, D] and let go of the oldest."""
@@ -102,18 +102,25 @@ class Spread:
 
     def clear(self):
         """Forget what is kept: an epoch is over."""
-        self.batches = {}
+        self.batches, self.collected = {}, {}
+
+    def collect(self):
+        """Fetch all processes' vectors for `save`, which process 0 calls alone."""
+        rows = {name: rows_of_all(torch.cat([batch.cpu() for batch in kept])) for name, kept in self.batches.items()}
+        self.collected = {name: [vectors] for name, vectors in rows.items()}  # [processes * n, D]
 
     @mark_as_saver
     def save(self, path):
-        """Write the vectors to a file."""
-        save_tensors(self.batches, path)
+        """Write the vectors to a file: with several processes those that were collected last."""
+        save_tensors(self.batches if n_processes() == 1 else self.collected, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Read what `save` wrote."""
         del end_of_epoch
         self.batches = torch.load(path, map_location="cpu", weights_only=True)
+        if n_processes() > 1:
+            self.batches = {k: [torch.cat(kept).chunk(n_processes())[process()]] for k, kept in self.batches.items()}
 
 
 def collapse_warning(figures):
