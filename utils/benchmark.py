@@ -47,6 +47,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import infer_device
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -130,9 +131,9 @@ def store_part(bench):
     }
     figures["store / decoding (x)"] = figures["two views from the store, one core (items/s)"] / decoded
     for workers in (0, 1, 2):
-        loader = DataLoader(views[store], batch_size=32, sampler=keys, num_workers=workers, collate_fn=list)
+        loader = DataLoader(views[store], batch_size=32, sampler=keys, num_workers=workers, collate_fn=PaddedBatch)
         begun = time.perf_counter()
-        n_items = sum(len(batch) for batch in loader)
+        n_items = sum(len(batch.id) for batch in loader)
         figures[f"two views from the store, {workers} workers (items/s)"] = n_items / (time.perf_counter() - begun)
     return figures
 

@@ -46,7 +46,8 @@ class Embedded(Dataset):
 
     def __getitem__(self, places):
         """([batch, D], [batch]) for a list of places."""
-        return self.vectors[places], self.labels[places]
+        places = torch.tensor(places)
+        return self.vectors.index_select(0, places), self.labels.index_select(0, places)
 
 
 class ProbeBrain(AccuracyCount, FiniteSteps, sb.Brain):
