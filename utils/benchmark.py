@@ -63,7 +63,7 @@ SIZES = {  # clips, items read, steps timed, probe epochs (None: the YAML's), gr
         "saved_epochs": 20, "starts": 3, "ceiling": {},
     },
     "quick": {
-        "clips": 100, "items": 50, "steps": 1, "epochs": 2, "clip_factors": (1, 2), "tasks": (2,),
+        "clips": 100, "items": 50, "steps": 1, "epochs": 2, "clip_factors": (2,), "tasks": (2,),
         "saved_epochs": 2, "starts": 1, "ceiling": {"seconds": 0.0, "batch": 1, "products": (256,)},
     },
 }  # fmt: skip
@@ -548,23 +548,20 @@ def growth(yaml, arguments, work, quick):
 
 
 def benchmark(yaml, arguments, quick, parts):
-    """All parts, {part: {figure: value}}."""
+    """Yield each part's name and figures as it is done."""
     clips = SIZES["quick" if quick else "full"]["clips"]
     with tempfile.TemporaryDirectory() as work:
-        figures = {}
         for name in tqdm(parts, desc="benchmark", disable=not sys.stderr.isatty(), leave=False):
             if name == "growth":
-                figures[name] = growth(yaml, arguments, work, quick)
+                yield name, growth(yaml, arguments, work, quick)
             else:
-                figures[name] = run_part(name, yaml, arguments, work, clips, 5, quick)
-        return figures
+                yield name, run_part(name, yaml, arguments, work, clips, 5, quick)
 
 
-def table(figures):
-    """Figures as lines of text."""
-    rows = [(part, name, value) for part, found in figures.items() for name, value in found.items()]
-    width = max(len(name) for _, name, _ in rows)
-    return "\n".join(f"{part:12}{name:{width}}{value:>14,.{0 if value >= 1000 else 2}f}" for part, name, value in rows)
+def table(part, figures):
+    """A part's figures as lines of text."""
+    rows = ((name, f"{value:,.{0 if value >= 1000 else 2}f}") for name, value in figures.items())
+    return "\n".join(f"{part:12}{name:58}{value:>14}" for name, value in rows)
 
 
 def main():
@@ -587,10 +584,12 @@ def main():
         if unknown:
             raise InputError(f"No part {', '.join(sorted(unknown))} of the benchmark: choose from {', '.join(PARTS)}.")
         Bench._load(own.yaml, [*arguments, "--data_folder=."])  # what is wrong is said at once
-        figures = benchmark(own.yaml, arguments, own.quick, parts)
-        if own.output:
-            write_atomically(own.output, json.dumps(figures, indent=1))
-        print(table(figures))
+        figures = {}
+        for name, found in benchmark(own.yaml, arguments, own.quick, parts):
+            figures[name] = found
+            print(table(name, found), flush=True)
+            if own.output:
+                write_atomically(own.output, json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -209,6 +209,11 @@ class FiniteSteps:
             logger.warning("%s. They are left out.", said)
 
 
+def _seconds_to_save(modules):
+    """What a first checkpoint may take, until one has been timed: weights and momentum at 200 MB a second."""
+    return sum(2 * weight.numel() * weight.element_size() for weight in modules.parameters()) / 2e8
+
+
 @register_checkpoint_hooks
 class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
     """One task of an encoder's training.
@@ -233,7 +238,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         self.spread, self.has_collapsed = Spread(), False
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        self.last_save, self.save_seconds = time.monotonic(), _seconds_to_save(self.modules)
 
     def embed_view(self, view, stage):
         """Embed one view, a PaddedData of [B, samples] -> [B, D]."""
