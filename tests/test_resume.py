@@ -7,9 +7,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from supclr_train import SupCLR
-from utils import loop
+from utils import brain, loop
+from utils.brain import TaskBrain
 from utils.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, load_weights
 from utils.loop import plan_tasks, train_tasks
 
@@ -324,3 +326,25 @@ def test_a_checkpoint_at_the_end_of_an_epoch_has_no_step(lab, tmp_path, monkeypa
     for path in saved:
         content = yaml.safe_load(path.read_text())
         assert (content["step"], content["avg_train_loss"], content["losses"]) == (0, 0.0, {})
+
+
+def test_saving_keeps_to_its_share_of_the_time(lab, tmp_path, monkeypatch):
+    """An epoch takes 1 s here, a save 0.5 s, a first one was thought to take 0.3 s."""
+    now, saved = [0.0], []
+    old_save, old_end = AtomicCheckpointer.save_and_keep_only, TaskBrain.on_stage_start
+
+    def save(self, meta, **kwargs):
+        old_save(self, meta=meta, **kwargs)
+        saved.append(meta["epoch"])
+        now[0] += 0.5
+
+    def start(self, *args):
+        old_end(self, *args)
+        now[0] += 1.0
+
+    monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", save)
+    monkeypatch.setattr(TaskBrain, "on_stage_start", start)
+    monkeypatch.setattr(brain, "_seconds_to_save", lambda modules: 0.3)
+    monkeypatch.setattr(brain, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    train(lab, SupCLR, tmp_path, "--ckpt_overhead=0.1", "--number_of_epochs=20", "--task_classes=[[3,8]]")
+    assert saved == [3, 8, 13, 18, 20]
