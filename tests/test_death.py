@@ -299,7 +299,7 @@ def kill_and_compare(lives, script, count, seed):
 
 
 # The trainers share their loop, and sup_train.py has all of it, with validation, a test after each task and reports.
-QUICK = [("sup", 2), ("linclf", 2)]
+QUICK = [("sup", 2)]
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,8 @@ def test_a_death_at_any_moment_loses_nothing(lives, script, count):
 # The same bits
 
 
-# In the quick tests two scripts that between them have every part; supclr_train.py's are in test_resume.py too.
-@pytest.mark.parametrize("script", [s if s in ("sup", "linclf") else pytest.param(s, marks=pytest.mark.slow)
-                                    for s in SCRIPTS])  # fmt: skip
+# supclr_train.py's are in test_resume.py too.
+@pytest.mark.parametrize("script", [s if s == "sup" else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS])
 def test_the_same_command_gives_the_same_bits(lives, script):
     """With 0, 1 and 2 workers; linclf_train.py, which has none, twice."""
     again = ["--noprogressbar"] if script == "linclf" else ["--num_workers=1", "--num_workers=2"]
