@@ -257,12 +257,14 @@ class _Masks(nn.Module):
         self.width, self.count, self.fill, self.dim = width, count, fill, dim
 
     def forward(self, features):
-        """Mask features [B, T, F] in place."""
+        """Mask features [B, T, F], which may be overwritten."""
         size, device = features.shape[self.dim], features.device
         torch.randint(1, (1,), device=device)  # there, of the number of masks: the draws after it stay the same
         widths = torch.randint(self.width + 1, (len(features), self.count), device=device).unsqueeze(2)
         starts = torch.randint(size, (len(features), self.count), device=device).unsqueeze(2)  # [B, count, 1]
         places = torch.arange(size, device=device)
         masked = ((starts <= places) & (places < starts + widths)).any(dim=1)  # [B, T or F]
-        fill = features.mean().detach() if self.fill == "mean" else 0.0
-        return features.masked_fill_(masked.unsqueeze(3 - self.dim), fill)
+        masked = masked.unsqueeze(3 - self.dim)
+        if self.fill == "mean":  # masked_fill_ would fetch the mean from the device
+            return torch.where(masked, features.mean().detach(), features)
+        return features.masked_fill_(masked, 0.0)

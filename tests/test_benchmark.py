@@ -25,7 +25,7 @@ PARTS = {
         "plain step / step",
     ),
     "saving": ("in the middle of a task (MB)", "at its end", "share of the task's time", "share before the task's end"),
-    "start": ("--help", "a wrong setting", "first step"),
+    "start": ("import torch", "--help", "a wrong setting", "first step"),
     "evaluation": ("bare inference", "embedding", "plain way / this", "probe training"),
     "growth": ("2x clips: own memory", "2 tasks: last task / second"),
 }
@@ -44,6 +44,8 @@ def test_quick_mode_reports_every_part(tmp_path):
             assert any(name in figure for figure in figures[part]) and name in done.stdout, name
         assert all(math.isfinite(value) and value >= 0 for value in figures[part].values()), figures[part]
     assert figures["step"]["peak memory (MB)"] > 100
+    middle, end = (value for name, value in figures["saving"].items() if "(MB)" in name and name.startswith("saving"))
+    assert middle > 1.5 * end
 
 
 @pytest.mark.parametrize("argument", ["--parts=speed", "--encoder=none", "--no_such_key=1"])

@@ -7,10 +7,12 @@ import traceback
 from pathlib import Path
 
 from datasets.errors import InputError
+from linclf_train import LinearProbe
 from simclr_train import SimCLR
-from utils.brain import TaskBrain
+from utils.brain import FiniteSteps, TaskBrain
 from utils.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights
 from utils.loop import plan_tasks, train_tasks
+from utils.probe import Embedded, fit_probe
 
 import numpy as np
 import pandas as pd
@@ -166,12 +168,14 @@ class Reads:
         self.places = []
         aten, tensor = torch.ops.aten, torch.Tensor
         waiting = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
+        waiting |= {aten.masked_fill_.Tensor, aten.masked_fill.Tensor, aten.masked_select.default}
         waiting |= {tensor.tolist, tensor.numpy, tensor.cpu, tensor.item}
         note = self.note
 
         class Operations(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                note(function in waiting)
+                masks = function is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+                note(function in waiting or masks)
                 return function(*args, **(kwargs or {}))
 
         class Methods(TorchFunctionMode):
@@ -195,7 +199,7 @@ class Reads:
             mode.__exit__(*error)
 
 
-# What is on the CPU, whatever the device: the draws of the time warp, the numbers of the clips.
+# What is on the CPU, whatever the device: the draws of the time warp (no roll or shift here), the clips' numbers.
 ON_CPU = {"freq_domain.py: forward", "brain.py: on_fit_batch_start"}
 
 
@@ -214,15 +218,21 @@ class AsOnGPU(Spoiled):
             return super().fit_batch(batch)
 
 
-@pytest.mark.parametrize("encoder", [("pann_tiny", "fbank"), ("ecapa_tiny", "fbank"), ("pann_tiny", "pann_16k")])
-def test_a_step_never_waits_for_the_device(lab, tmp_path, monkeypatch, encoder):
-    name, front_end = encoder
-    reads, bands = Reads(), "--n_mels=64" if front_end == "pann_16k" else "--n_mels=80"
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--encoder=pann_tiny", "--mask_fill=mean"),
+        ("--encoder=ecapa_tiny", "--mask_fill=zeros"),
+        ("--encoder=pann_tiny", "--front_end=pann_16k", "--n_mels=64"),
+    ],
+)
+def test_a_step_never_waits_for_the_device(lab, tmp_path, monkeypatch, settings):
+    reads = Reads()
     monkeypatch.setattr(sys.modules[__name__], "Spoiled", AsOnGPU)
-    train(lab, tmp_path, f"--encoder={name}", f"--front_end={front_end}", bands, reads=reads)
+    train(lab, tmp_path, *settings, reads=reads)
     assert set(reads.places) == ON_CPU
     reads.places.clear()
-    train(lab, tmp_path / "each", f"--encoder={name}", f"--front_end={front_end}", bands, reads=reads, every=1)
+    train(lab, tmp_path / "each", *settings, reads=reads, every=1)
     assert set(reads.places) == ON_CPU | {"brain.py: read_losses"}
 
 
@@ -259,3 +269,33 @@ def test_the_log_has_the_mean_of_the_losses_that_are_finite(lab, tmp_path):
         finite = [loss for loss in losses[row["epoch"]] if np.isfinite(loss)]
         assert len(finite) == (2 if row["epoch"] == 2 else 4)
         assert row["loss"] == pytest.approx(np.mean(finite)) and row["ssl"] == pytest.approx(row["loss"])
+
+
+def test_what_a_stop_has_not_read_is_read(lab, tmp_path, monkeypatch, caplog):
+    """As on a GPU: a checkpoint in the middle of an epoch, whose losses nobody has looked at yet."""
+    monkeypatch.setattr(sys.modules[__name__], "Spoiled", AsOnGPU)
+    with pytest.raises(InputError, match="at task 0, epoch 1, step 2,"):
+        train(lab, tmp_path, "--ckpt_interval_steps=2", "--nonfinite_patience=1", views=[(1, 1), (1, 2)])
+    assert latest_checkpoint(tmp_path / "simclr+seed_2022" / "save" / "task0") is None
+
+
+def test_an_epoch_without_a_finite_loss_has_none_in_the_log(lab, tmp_path):
+    folder, _ = train(lab, tmp_path, "--batch_size=16", views=[(2, 1)])
+    log = pd.read_csv(folder / "train_log.csv")
+    assert log["loss"].isna().tolist() == log["ssl"].isna().tolist() == [False, True, False]
+    assert (folder / "training.png").is_file()
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_a_probe_that_diverges_is_not_accepted(lab, monkeypatch, every):
+    hparams, run_opts, _ = lab.load("us8k/linclf_train.yaml", "--emb_dim=4", "--ssl_checkpoints_dir=none")
+    start = FiniteSteps.on_fit_start
+
+    def on_fit_start(self):
+        start(self)
+        self.read_every = every
+
+    monkeypatch.setattr(FiniteSteps, "on_fit_start", on_fit_start)
+    clips = Embedded(np.full((8, 4), np.nan, dtype=np.float32), np.arange(8) % 2)
+    with pytest.raises(InputError, match="infinite or NaN at step"):
+        fit_probe(LinearProbe, hparams, run_opts, 2, clips, clips, False)

@@ -348,9 +348,13 @@ def saving_part(bench):
         saves.append((seconds, sum(file.stat().st_size for file in folder.iterdir())))
 
     AtomicCheckpointer.save_and_keep_only = timed_save
+    bench.hparams = {**bench.hparams, "save_folder": f"{bench.hparams['save_folder']}-each", "ckpt_overhead": 1e6}
+    bench.train(bench.brain_class, steps=1, tasks=1, epochs=2)
+    (first, first_bytes), (last, last_bytes) = saves
+    saves.clear()
+    bench.hparams, bench.run_opts = bench._load(bench.yaml, bench.arguments)
     seconds, _ = bench.train(bench.brain_class, steps=1, tasks=1, epochs=bench.size["saved_epochs"])
     AtomicCheckpointer.save_and_keep_only = inner
-    (first, first_bytes), (last, last_bytes) = saves[0], saves[-1]
     return {
         "saving: in the middle of a task (s)": first,
         "saving: in the middle of a task (MB)": first_bytes / 1e6,
@@ -359,14 +363,20 @@ def saving_part(bench):
         "saving: epochs of one step": bench.size["saved_epochs"],
         "saving: times": len(saves),
         "saving: share of the task's time (%)": 100 * sum(s for s, _ in saves) / seconds[0],
-        "saving: share before the task's end (%)": 100 * sum(s for s, _ in saves[:-1]) / (seconds[0] - last),
+        "saving: share before the task's end (%)": 100 * sum(s for s, _ in saves[:-1]) / (seconds[0] - saves[-1][0]),
     }
 
 
 FIRST_STEP = """
-import os, runpy, sys
+import multiprocessing, os, runpy, sys
 from utils import brain
-brain.TaskBrain.fit_batch = lambda self, batch: os._exit(0)
+
+def end(self, batch):
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(0)
+
+brain.TaskBrain.fit_batch = end
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -377,6 +387,7 @@ def start_part(bench):
     bench.data()
     script, yaml = f"{bench.yaml.stem}.py", str(bench.yaml.resolve())
     commands = {
+        "import torch (s)": (["-c", "import torch"], 0),
         "--help (s)": ([script, "--help"], 0),
         "a wrong setting (s)": ([script, yaml, *bench.arguments, "--encoder=none"], 2),
         "first step (s)": (["-c", FIRST_STEP, script, yaml, *bench.arguments, "--dataset=!name:datasets.us8k.load"], 0),
@@ -385,11 +396,13 @@ def start_part(bench):
     for name, (command, code) in commands.items():
         seconds = []
         for _ in range(bench.size["starts"]):
-            begun = time.perf_counter()
-            done = subprocess.run([sys.executable, *command], capture_output=True, cwd=REPO, env=ENVIRONMENT)
-            seconds.append(time.perf_counter() - begun)
-            if done.returncode != code:
-                raise InputError(f"{command[-1]} of the benchmark has failed: {done.stderr.decode()[-1000:]}")
+            with tempfile.TemporaryFile() as said:  # a pipe would be waited for until all workers have let it go
+                begun, how = time.perf_counter(), {"stdout": said, "stderr": said, "cwd": REPO, "env": ENVIRONMENT}
+                done = subprocess.run([sys.executable, *command], **how)
+                seconds.append(time.perf_counter() - begun)
+                said.seek(0)
+                if done.returncode != code:
+                    raise InputError(f"{name} of the benchmark has failed: {said.read().decode()[-1000:]}")
         figures[f"start: {name}"] = statistics.median(seconds)
     return figures
 

@@ -112,8 +112,9 @@ class AccuracyCount:
 
 
 class FiniteSteps:
-    """Steps that don't wait for the device, and what a Brain does about one whose loss or gradient is not finite: it
-    leaves the step out, until SpeechBrain's `nonfinite_patience` is used up, and then stops and says where.
+    """Steps that don't wait for the device (in one process and fp32 or bf16; fp16's scaler and torchrun do), and what
+    a Brain does about one whose loss or gradient is not finite: it leaves the step out, until SpeechBrain's
+    `nonfinite_patience` is used up, and then stops and says where.
 
     A step is left out on the device, in the step. Whether it was is read each step on a CPU, where that costs nothing;
     on a GPU, which would stand still meanwhile, every `READ_EVERY` steps and at the end of an epoch.
@@ -329,7 +330,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.report_steps_left_out()
             share_buffers(self.modules)
-            means = {name: float(total) / max(int(n), 1) for name, (total, n) in self.task.losses.items()}
+            means = {name: float(total) / (int(n) or float("nan")) for name, (total, n) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
             self._warn_of_collapse()
@@ -376,7 +377,8 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self):
-        """Save as SpeechBrain does, and end the run if that is why."""
+        """Save as SpeechBrain does, unless the run has diverged, and end the run if that is why."""
+        self.read_losses()
         self.spread.collect()
         super()._save_intra_epoch_ckpt()
         self._stop_if_asked()

@@ -65,7 +65,7 @@ class Spread:
     """The last vectors of an epoch, by name, and their measures.
 
     Tensors stay where they are until the epoch's end, so a step waits for nothing. Hand it to a Checkpointer, and a
-    training resumed within an epoch measures the same vectors.
+    training resumed within an epoch, by equally many processes, measures the same vectors.
 
     Parameters
     ----------
@@ -106,6 +106,8 @@ class Spread:
 
     def collect(self):
         """Fetch all processes' vectors for `save`, which process 0 calls alone."""
+        if n_processes() == 1:
+            return
         rows = {name: rows_of_all(torch.cat([batch.cpu() for batch in kept])) for name, kept in self.batches.items()}
         self.collected = {name: [vectors] for name, vectors in rows.items()}  # [processes * n, D]
 

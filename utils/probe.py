@@ -74,6 +74,8 @@ class ProbeBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the weights of the best epoch."""
+        if stage == sb.Stage.TRAIN:
+            self.report_steps_left_out()
         if stage == sb.Stage.VALID:
             self.best.update(epoch, self.correct / max(self.total, 1), stage_loss)
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first ends a run in good order, the second at once.
+"""SIGTERM and SIGINT: the first ends a run in good order, the second at once (under torchrun: one after `ECHO`).
 
 A cluster's time limit, a preemption and Ctrl-C are ordinary events. While a task is trained, the first signal is only
 noted: the step is finished and saved, and the run ends. At any other time (the store is built, encoders are judged)
@@ -62,7 +62,7 @@ class StopSignals:
         try:
             yield
         finally:
-            for number, handler in before.items() if not self.signum else ():  # a process that ends keeps the defaults
+            for number, handler in before.items() if not self.signum else ():  # a process that ends keeps what it has
                 signal.signal(number, handler)
 
     def _take(self, signum, frame):
@@ -81,7 +81,8 @@ class StopSignals:
         if not self._deferred:
             raise Stopped(signum)
         name = signal.Signals(signum).name
-        os.write(2, f"\n{name}: this step is finished and saved. A second signal ends at once.\n".encode())
+        second = f"A signal after {ECHO:.0f} s" if launched() else "A second signal"
+        os.write(2, f"\n{name}: this step is finished and saved. {second} ends at once.\n".encode())
 
     @contextlib.contextmanager
     def deferred(self):
