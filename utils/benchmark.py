@@ -242,17 +242,17 @@ def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096
 
 def step_part(bench):
     """A training step, as the trainer makes it: its parts, and the share of the device's ceiling."""
-    brain_class = _time_steps(bench)
-    laps, plain = brain_class.laps, _time_steps(bench.plain()).laps
+    laps, plain = _time_steps(bench).laps, _time_steps(bench.plain())
+    flops = plain.flops  # the same work, and a compiled module's can't be counted
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
-    median, plain = (statistics.median(sum(lap.values()) for lap in found) for found in (laps, plain))
+    median, plain = (statistics.median(sum(lap.values()) for lap in found) for found in (laps, plain.laps))
     figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
-    reached, most = brain_class.flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
+    reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
     return {
         "step (ms)": 1000 * median,
         **figures,
         "step: clips (clips/s)": bench.hparams["batch_size"] / median,
-        "step: work (GFLOP)": brain_class.flops / 1e9,
+        "step: work (GFLOP)": flops / 1e9,
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
