@@ -6,10 +6,9 @@ features [B, T, F] and relative lengths [B] to embeddings [B, 1, D].
 
 import os
 
+from models.ecapa import ECAPA
 from models.pann import CNN14_CHANNELS, PANN
 from models.pretrained import load_pretrained
-
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 
 def _pann(*channels):
@@ -17,20 +16,8 @@ def _pann(*channels):
 
 
 def _ecapa(channels, last):
-    """ECAPA-TDNN (arXiv 2005.07143); its norms are part of the architecture, so `norm_type` has nothing to set."""
-
-    def build(n_mels, emb_dim, norm_type):
-        del norm_type
-        return ECAPA_TDNN(
-            n_mels,
-            lin_neurons=emb_dim,
-            channels=[channels] * 4 + [last],
-            kernel_sizes=[5, 3, 3, 3, 1],
-            dilations=[1, 2, 3, 4, 1],
-            attention_channels=128,
-        )
-
-    return build
+    """Its norms are part of the architecture, so `norm_type` has nothing to set."""
+    return lambda n_mels, emb_dim, norm_type: ECAPA(n_mels, emb_dim, channels, last)
 
 
 ENCODERS = {

@@ -2,6 +2,8 @@
 
 import math
 
+from models import pann
+from models.ecapa import WeightedMoments
 from models.encoders import ENCODERS, make_encoder
 from models.features import SpecAugment
 from models.heads import Classifier, Predictor, Projector
@@ -14,6 +16,7 @@ import pytest
 import torch
 from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.lobes.models.Cnn14 import Cnn14
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
 
 def nt_xent_in_loops(z1, z2, temperature):
@@ -77,11 +80,108 @@ def test_pann_with_cnn14_channels_equals_speechbrains_cnn14(norm_type, monkeypat
     ours = PANN(80, small, norm_type)
     ours.load_state_dict(reference.state_dict())
     x = torch.randn(2, 70, 80, generator=torch.Generator().manual_seed(0))
-    rates = []
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, training: rates.append((p, training)) or x)
+    theirs, own = [], []
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, training: theirs.append((p, training)) or x)
+    monkeypatch.setattr(pann, "_dropout", lambda x, p: own.append(p) or x)
     for training in (False, True):
         assert torch.allclose(ours.train(training)(x), reference.train(training)(x), atol=1e-5, rtol=1e-4)
-    assert rates == [(0.2, False)] * 12 + [(0.2, True)] * 12  # as often, as much; which cells go is another draw
+    assert theirs == [(0.2, False)] * 6 + [(0.2, True)] * 6
+    assert own == [0.2] * 6  # as often, as much; which cells go is another draw
+
+
+@pytest.mark.parametrize("size", [(5, 6, 4, 1), (5, 6, 7, 2), (3, 8, 1, 2), (3, 8, 4, 5)])
+def test_a_convolution_of_a_narrow_map_is_the_convolution(size, monkeypatch):
+    (c_in, c_out, height, width), channels_last = size, torch.channels_last
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, c_in, height, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(c_out, c_in, 3, 3, generator=generator, dtype=torch.float64)
+    weight = weight.to(memory_format=channels_last).requires_grad_()
+    wanted = torch.nn.functional.conv2d(x, weight, padding=1)
+    direction = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(wanted, (x, weight), direction)
+    called, conv2d = [], torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: called.append(1) or conv2d(*a, **k))
+    found = pann._convolve(x, weight)
+    assert len(called) == (width > 2) and torch.allclose(found, wanted)
+    assert found.is_contiguous(memory_format=channels_last) or width > 2
+    for gradient, other in zip(torch.autograd.grad(found, (x, weight), direction), gradients, strict=True):
+        assert torch.allclose(gradient, other)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_sets_its_share_to_0_everywhere_and_scales_the_rest(memory_format, dtype):
+    x = torch.full((5, 30, 41, 13), 2.0, dtype=dtype).to(memory_format=memory_format).requires_grad_()
+    torch.manual_seed(0)
+    found = pann._dropout(x, 0.2)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=memory_format)
+    assert set(found.detach().float().unique().tolist()) == {0.0, 2.5}
+    dropped = found.detach() == 0
+    for dims in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):  # no clip, channel, frame or band has more than others
+        share, n = dropped.float().mean(dims), dropped.float().mean(dims).numel()
+        assert (share - 0.2).abs().max() < 5 * (0.16 * n / x.numel()) ** 0.5
+    flat = dropped.permute(0, 2, 3, 1).flatten() if memory_format == torch.channels_last else dropped.flatten()
+    for lag in range(1, 9):  # neighbours share random bits
+        assert (flat[lag:] & flat[:-lag]).float().mean().item() == pytest.approx(0.04, abs=0.004)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(gradient, found.detach() / 2)
+    torch.manual_seed(0)
+    assert torch.equal(found, pann._dropout(x, 0.2))
+
+
+def test_dropout_of_scattered_memory_is_pytorchs():
+    x = torch.ones(6, 40, 10).transpose(0, 2)[::2]
+    assert set(pann._dropout(x, 0.5).unique().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ecapa_equals_speechbrains(training):
+    """Embeddings, gradients and running statistics, of padded clips too."""
+    ours = make_encoder("ecapa_tiny", n_mels=20, emb_dim=24).double().train(training)
+    sizes = {"channels": [128] * 4 + [384], "kernel_sizes": [5, 3, 3, 3, 1], "dilations": [1, 2, 3, 4, 1]}
+    reference = ECAPA_TDNN(20, lin_neurons=24, attention_channels=128, **sizes).double().train(training)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in reference.state_dict().items():
+        if "norm" in name and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(4, 31, 20, generator=generator, dtype=torch.float64)
+    for lengths in (None, torch.ones(4), torch.tensor([1.0, 0.5, 0.71, 0.99])):
+        results = []
+        for encoder in (ours, reference):
+            out = encoder(x, lengths)
+            gradients = torch.autograd.grad((out**3).sum(), list(encoder.parameters()))
+            results.append([out, *gradients, *encoder.buffers()])
+        assert results[0][0].shape == (4, 1, 24)
+        for found, wanted in zip(*results, strict=True):  # SpeechBrain divides by the lengths in single precision
+            assert (found - wanted).abs().max() <= 1e-5 * max(wanted.abs().max(), 1e-3)
+
+
+def test_ecapa_of_half_precision_pools_in_single(monkeypatch):
+    encoder, seen, apply = make_encoder("ecapa_tiny", n_mels=20, emb_dim=24), [], WeightedMoments.apply
+    monkeypatch.setattr(WeightedMoments, "apply", lambda *a: seen.append((a[0].dtype, *apply(*a))) or apply(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(torch.randn(2, 31, 20))
+    assert [(x, mean.dtype, var.dtype) for x, mean, var in seen] == [(torch.bfloat16, torch.float32, torch.float32)] * 2
+
+
+def test_weighted_moments_have_the_gradient_of_their_formula():
+    generator = torch.Generator().manual_seed(0)
+    x, logits = torch.randn(2, 3, 6, 5, generator=generator, dtype=torch.float64).requires_grad_().unbind()
+    mask = (torch.arange(6) < torch.tensor([6, 4, 1]).unsqueeze(1)).unsqueeze(2)
+    mean, variance = WeightedMoments.apply(x, logits, mask)
+    weight = (logits.exp() * mask) / (logits.exp() * mask).sum(1, keepdim=True)
+    assert torch.allclose(mean, (weight * x).sum(1))
+    assert torch.allclose(variance, (weight * x**2).sum(1) - mean**2, atol=1e-12)
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, logits)]
+    assert torch.autograd.gradcheck(lambda *a: WeightedMoments.apply(*a, mask), inputs)
+    even = torch.zeros(3, 6, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a: WeightedMoments.apply(a, even, mask), inputs[:1])
+
+
+def test_ecapa_says_that_a_clip_is_too_short():
+    with pytest.raises(ValueError, match="A clip of 2 frames is too short"):
+        make_encoder("ecapa_tiny", n_mels=20, emb_dim=24)(torch.randn(2, 2, 20))
 
 
 def test_cnn14_has_the_published_size_and_speechbrains_names():

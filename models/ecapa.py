@@ -1,0 +1,168 @@
+"""The ECAPA-TDNN encoder (arXiv 2005.07143): SpeechBrain's weights, names and results, with time before channels.
+
+SpeechBrain works on [B, C, T] and pads at each of its 40 convolutions, also where they are one frame wide. Here frames
+are the rows of matrices: a convolution is one matrix product, a batch norm runs over rows, and the attention's context,
+which is the same for all frames, is multiplied once a clip.
+Legend: B clips, T frames, F mel bands, C channels, D embedding features.
+"""
+
+import torch
+import torch.nn.functional as F
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from torch.autograd.function import once_differentiable
+
+
+class ECAPA(ECAPA_TDNN):
+    """ECAPA-TDNN of any width.
+
+    Parameters
+    ----------
+    n_mels : int
+        F, mel bands of the input.
+    emb_dim : int
+        D, features of the embedding.
+    channels, last : int
+        Of the blocks, and of the layer that joins them.
+    """
+
+    def __init__(self, n_mels, emb_dim, channels, last):
+        super().__init__(
+            n_mels,
+            lin_neurons=emb_dim,
+            channels=[channels] * 4 + [last],
+            kernel_sizes=[5, 3, 3, 3, 1],
+            dilations=[1, 2, 3, 4, 1],
+            attention_channels=128,
+        )
+
+    def forward(self, features, lengths=None):
+        """Embed log-mel features.
+
+        Parameters
+        ----------
+        features : torch.Tensor
+            [B, T, F], T of 5 or more: the ends are reflected.
+        lengths : torch.Tensor, optional
+            [B] relative lengths; frames beyond them count neither in the squeeze nor in the attention.
+
+        Returns
+        -------
+        torch.Tensor
+            [B, 1, D].
+
+        Raises
+        ------
+        ValueError
+            Too few frames.
+        """
+        n_frames = features.shape[1]
+        if lengths is None:
+            lengths = features.new_ones(len(features))
+        mask = length_to_mask(lengths * n_frames, n_frames, torch.bool, features.device)
+        mask = mask.unsqueeze(2)  # [B, T, 1]
+        first, *blocks = self.blocks
+        x, outputs = _tdnn(first, features), []
+        for block in blocks:
+            x = _se_res2net(block, x, mask)
+            outputs.append(x)
+        x = _tdnn(self.mfa, torch.cat(outputs, dim=2))  # [B, T, last]
+        x = self.asp_bn.norm(_attentive_statistics(self.asp, x, mask))  # [B, 2 last]
+        return _linear(self.fc, x).unsqueeze(1)
+
+
+def _linear(convolution, x):
+    """A convolution that is one frame wide: [..., C_in] -> [..., C_out]."""
+    return F.linear(x, convolution.conv.weight.squeeze(2), convolution.conv.bias)
+
+
+def _convolve(convolution, x):
+    """A convolution with reflected ends, as a matrix product over each frame's neighbourhood: [B, T, C_in] ->
+    [B, T, C_out]."""
+    if convolution.kernel_size == 1:
+        return _linear(convolution, x)
+    width, step, n_frames = convolution.kernel_size, convolution.dilation, x.shape[1]
+    ends = step * (width - 1) // 2
+    if n_frames <= ends:
+        raise ValueError(
+            f"A clip of {n_frames} frames is too short for an ECAPA-TDNN: {ends} are reflected at each end."
+        )
+    x = torch.cat([x[:, 1 : ends + 1].flip(1), x, x[:, -ends - 1 : -1].flip(1)], dim=1)
+    x = torch.cat([x[:, i * step : i * step + n_frames] for i in range(width)], dim=2)  # [B, T, width C_in]
+    return F.linear(x, convolution.conv.weight.transpose(1, 2).flatten(1), convolution.conv.bias)
+
+
+def _norm(norm, x):
+    """Batch norm over clips and frames, [B, T, C]."""
+    return norm.norm(x.flatten(0, 1)).view_as(x)
+
+
+def _tdnn(block, x):
+    """SpeechBrain's TDNNBlock: [B, T, C_in] -> [B, T, C_out]."""
+    return _norm(block.norm, F.relu(_convolve(block.conv, x)))
+
+
+def _se_res2net(block, x, mask):
+    """SpeechBrain's SERes2NetBlock: [B, T, C] -> the same."""
+    residual, res2net, squeeze = x, block.res2net_block, block.se_block
+    same, *rest = _tdnn(block.tdnn1, x).chunk(res2net.scale, dim=2)
+    outputs = [same]
+    for inner, part in zip(res2net.blocks, rest, strict=True):
+        outputs.append(_tdnn(inner, part if inner is res2net.blocks[0] else part + outputs[-1]))
+    x = _tdnn(block.tdnn2, torch.cat(outputs, dim=2))
+    mean = _mean(x, mask)
+    gate = torch.sigmoid(_linear(squeeze.conv2, F.relu(_linear(squeeze.conv1, mean))))
+    return torch.addcmul(residual, x, gate.unsqueeze(1))
+
+
+def _mean(x, mask):
+    """Mean over the frames that count, [B, T, C] and [B, T, 1] -> [B, C]."""
+    return torch.bmm(mask.mT.to(x.dtype), x).squeeze(1) / mask.sum(dim=1)
+
+
+def _attentive_statistics(pooling, x, mask):
+    """SpeechBrain's AttentiveStatisticsPooling with global context: [B, T, C], [B, T, 1] -> [B, 2 C]."""
+    even = x.new_zeros(*mask.shape)
+    context = _statistics(x, even, mask, pooling.eps)  # [B, 2 C], the same for all of a clip's frames
+    weight, channels = pooling.tdnn.conv.conv.weight.squeeze(2), x.shape[2]  # [A, 3 C]: of the frame, of its context
+    of_clip = F.linear(context, weight[:, channels:], pooling.tdnn.conv.conv.bias).unsqueeze(1)
+    attention = _norm(pooling.tdnn.norm, F.relu(F.linear(x, weight[:, :channels]) + of_clip))
+    return _statistics(x, _linear(pooling.conv, torch.tanh(attention)), mask, pooling.eps)
+
+
+def _statistics(x, logits, mask, eps):
+    """Softmax-weighted mean and deviation over frames: [B, T, C], [B, T, C or 1], [B, T, 1] -> [B, 2 C]."""
+    mean, variance = WeightedMoments.apply(x, logits, mask)
+    return torch.cat([mean, variance.clamp(min=eps).sqrt()], dim=1)
+
+
+class WeightedMoments(torch.autograd.Function):
+    """Mean and variance over frames with softmax weights, in single precision or better.
+
+    Autograd would go through a dozen arrays of the size of `x`, a fifth of a small ECAPA-TDNN's step. With weights w
+    that sum to 1 and c = x - mean, the gradients are short.
+    """
+
+    @staticmethod
+    def forward(ctx, x, logits, mask):
+        """[B, T, C], [B, T, C or 1], booleans [B, T, 1] -> two of [B, C]."""
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = logits.to(exact.dtype).masked_fill(~mask, float("-inf")).softmax(dim=1)
+        mean = (weight * exact).sum(dim=1, keepdim=True)
+        centred = exact - mean
+        variance = (weight * centred).mul_(centred).sum(dim=1, keepdim=True)
+        ctx.save_for_backward(weight, centred, variance)
+        ctx.dtypes = x.dtype, logits.dtype
+        return mean.squeeze(1), variance.squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_mean, to_variance):
+        """w (g_mean + 2 g_var c) for x, w (c (g_mean + g_var c) - g_var var) for the logits."""
+        weight, centred, variance = ctx.saved_tensors
+        to_mean, to_variance = to_mean.unsqueeze(1), to_variance.unsqueeze(1)
+        slope, to_logits = torch.addcmul(to_mean, to_variance, centred), None
+        if ctx.needs_input_grad[1]:
+            to_logits = (slope * centred).sub_(to_variance * variance).mul_(weight).to(ctx.dtypes[1])
+        to_x = slope.addcmul_(to_variance, centred).mul_(weight).to(ctx.dtypes[0])
+        return to_x, to_logits, None
