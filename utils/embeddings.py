@@ -15,6 +15,7 @@ from datasets.batches import equal_length_batches
 from utils.brain import embed
 from utils.config import effective_option
 from utils.files import write_atomically
+from utils.hardware import keep_freed_memory
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class Embedder:
         self.device, self.batch_size, self.precision, self.dim = device, batch_size, precision, dim
         self.context = TorchAutocast(device_type=device.split(":")[0], dtype=AMPConfig.from_name(precision).dtype)
         self.n_embedded = 0
+        keep_freed_memory()
 
     def key(self):
         """Digest of all that decides an embedding but the clip: weights, front end, precision."""

@@ -1,7 +1,9 @@
 """What this machine is, and what it does fast."""
 
+import ctypes
 import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -39,3 +41,17 @@ def fastest_precision():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if supported or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "fp32"
+
+
+def keep_freed_memory():
+    """Have this process keep the memory that it frees, for what it allocates next, until it ends.
+
+    glibc gives a large tensor's pages back to the system at once, which then clears new ones for the next: on a CPU a
+    quarter to a third of a training step. What a process takes at most grows by about a tenth. Where there is no glibc,
+    this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

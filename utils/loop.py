@@ -20,6 +20,7 @@ from utils.costs import training_costs
 from utils.distributed import main_only, n_processes, process
 from utils.figures import plot_training
 from utils.files import write_atomically
+from utils.hardware import keep_freed_memory
 from utils.progress import RunProgress
 from utils.schedulers import WarmupCosineScheduler
 from utils.signals import quiet_worker, stop_signals
@@ -112,6 +113,7 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
     after_task : callable, optional
         Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
     """
+    keep_freed_memory()
     save_rows(hparams["save_folder"], data)
     folders = [os.path.join(hparams["save_folder"], f"task{t}") for t in range(data.n_tasks)]
     names = data.task_names()
