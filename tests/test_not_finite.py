@@ -233,7 +233,7 @@ def test_a_step_never_waits_for_the_device(lab, tmp_path, monkeypatch, settings)
     assert set(reads.places) == ON_CPU
     reads.places.clear()
     train(lab, tmp_path / "each", *settings, reads=reads, every=1)
-    assert set(reads.places) == ON_CPU | {"brain.py: read_losses"}
+    assert set(reads.places) == ON_CPU | {"brain.py: read_losses", "brain.py: optimizers_step"}
 
 
 def test_losses_that_are_read_later_end_in_the_same_weights_and_words(lab, tmp_path, monkeypatch, caplog):

@@ -132,9 +132,9 @@ class FiniteSteps:
         return ""
 
     def on_fit_start(self):
-        """Have SpeechBrain call `check_gradients`, once they are clipped."""
+        """Nothing is unread yet."""
         super().on_fit_start()
-        self.skip_nonfinite_grads, self.unread = True, []
+        self.unread = []
         self.read_every = 1 if torch.device(self.device).type == "cpu" else READ_EVERY
 
     def fit_batch(self, batch):
@@ -185,13 +185,24 @@ class FiniteSteps:
                 raise InputError(f"The loss is infinite or NaN at {place}{clips}: {DIVERGED}")
             logger.warning("The loss is infinite or NaN at %s%s: it is left out.", place, clips)
 
-    def check_gradients(self):
-        """Set a gradient that is not finite to 0. Clipping has spread it over its whole optimizer, so nothing is learnt
-        from that step. SpeechBrain's own would wait for a GPU once a tensor, this one never does."""
-        gradients = [parameter.grad for parameter in self.modules.parameters() if parameter.grad is not None]
-        self.steps_left_out = self.steps_left_out + ~torch.nn.utils.get_total_norm(gradients).isfinite()
-        for gradient in gradients:
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
+    def optimizers_step(self):
+        """Clip the gradient and step. An optimizer whose gradient is not finite gets one of 0: nothing is learnt from
+        that step. SpeechBrain's own would wait for a GPU once a tensor, this one never does."""
+        left_out = False
+        for optimizer in self.freeze_optimizers(self.optimizers_dict).values():
+            self.scaler.unscale_(optimizer)
+            weights = [weight for weight in optimizer.param_groups[0]["params"] if weight.grad is not None]
+            finite = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm).isfinite()  # if not, it has spread
+            if not self.scaler.is_enabled():  # which leaves such a step out by itself
+                left_out = ~finite | left_out
+                if self.read_every > 1 or not finite:
+                    for weight in weights:
+                        weight.grad.nan_to_num_(0.0, 0.0, 0.0)
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        self.steps_left_out = self.steps_left_out + left_out
+        self.optimizer_step += 1
 
     def report_steps_left_out(self):
         """Say at the end of an epoch how many they were: the loss may be finite, and its gradient not.
