@@ -16,6 +16,7 @@ one run, never seconds of two.
 
 import argparse
 import copy
+import functools
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 from datasets.audio import load_mono
@@ -34,6 +36,8 @@ from datasets.prepare import DATA_KEYS, prepare
 from datasets.selection import get_protocol
 from datasets.store import open_store
 from datasets.us8k import load as load_us8k
+from models import pann
+from utils import loop
 from utils.brain import TaskBrain, embed
 from utils.checkpoints import AtomicCheckpointer
 from utils.config import effective_option, load_config, parse_arguments, user_errors
@@ -41,13 +45,14 @@ from utils.costs import peak_memory
 from utils.embeddings import EmbeddingCache
 from utils.files import write_atomically
 from utils.loop import plan_tasks, train_tasks
-from utils.probe import ProbeBrain, evaluate_encoders
+from utils.probe import Embedded, ProbeBrain, evaluate_encoders, fit_probe
 
 import numpy as np
 import pandas as pd
 import soundfile
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.utils.distributed import infer_device
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -242,10 +247,10 @@ def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096
 
 def step_part(bench):
     """A training step, as the trainer makes it: its parts, and the share of the device's ceiling."""
-    laps, plain = _time_steps(bench).laps, _time_steps(bench.plain())
-    flops = plain.flops  # the same work, and a compiled module's can't be counted
+    plain = bench.other_part("plain")
+    laps, flops = _time_steps(bench).laps, plain["flops"]  # as PyTorch's own layers count it; compiled ones can't
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
-    median, plain = (statistics.median(sum(lap.values()) for lap in found) for found in (laps, plain.laps))
+    median, plain = statistics.median(sum(lap.values()) for lap in laps), plain["seconds"]
     figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
     reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
     return {
@@ -259,6 +264,15 @@ def step_part(bench):
         "plain step: fp32, eager, contiguous (ms)": 1000 * plain,
         "plain step / step (x)": plain / median,
     }
+
+
+def plain_part(bench):
+    """A step with what PyTorch does unasked: SpeechBrain's encoder, single precision, no compilation, contiguous
+    convolutions, an optimizer tensor by tensor, memory given back."""
+    loop.keep_freed_memory = lambda: None
+    pann._dropout = torch.nn.functional.dropout
+    found = _time_steps(bench.plain())
+    return {"flops": found.flops, "seconds": statistics.median(sum(lap.values()) for lap in found.laps)}
 
 
 def _time_steps(bench):
@@ -310,9 +324,23 @@ def evaluation_part(bench):
         "evaluation: of it, embedding each clip once (s)": embedding,
         "evaluation: whole / embedding (x)": whole / embedding,
         "evaluation: probe training, a task (s)": (whole - embedding) / probes,
+        "evaluation: probe training, 2048 features of 1800 clips (s)": _probe_seconds(probe_class, hparams, run_opts),
         "evaluation: plain way, extrapolated (s)": baseline,
         "evaluation: plain way / this (x)": baseline / whole,
     }
+
+
+def _probe_seconds(probe_class, hparams, run_opts, dim=2048, n_clips=1800):
+    """Seconds of training a probe on vectors that are there, validated on an eighth as many."""
+    rng, n_classes = np.random.default_rng(0), len(CLASSES)
+    train, valid = (
+        Embedded(rng.standard_normal((n, dim), np.float32), rng.integers(n_classes, size=n))
+        for n in (n_clips, n_clips // 8)
+    )
+    hparams = {**hparams, "classifier": functools.partial(hparams["classifier"].func, emb_dim=dim)}
+    begun = time.perf_counter()
+    fit_probe(probe_class, hparams, run_opts, n_classes, train, valid, False)
+    return time.perf_counter() - begun
 
 
 def _bare_rate(modules, wav, device, repeats):
@@ -473,6 +501,7 @@ class Bench:
 
     def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick):
         self.work, self.quick, self.size = Path(work), quick, SIZES["quick" if quick else "full"]
+        self.n_clips, self.n_tasks = n_clips, n_tasks
         self.sounds, self.yaml = self.work / f"sounds-{n_clips}", Path(yaml)
         if not self.sounds.exists():
             write_clips(self.sounds, n_clips)
@@ -491,13 +520,23 @@ class Bench:
         return load_config(file, overrides, run_opts), run_opts
 
     def plain(self):
-        """The same with what PyTorch does unasked: single precision, no compilation, contiguous convolutions."""
+        """The same with what PyTorch and SpeechBrain do unasked."""
         other = copy.copy(self)
         other.hparams, other.run_opts = self._load(
             self.yaml, [*(a for a in self.arguments if a != "--compile"), "--precision=fp32", "--experiment_name=plain"]
         )
-        other.hparams["modules"]["embedding_model"].to(memory_format=torch.contiguous_format)
+        encoder, optimizer = other.hparams["modules"]["embedding_model"], other.hparams["opt_class"]
+        if isinstance(encoder, ECAPA_TDNN):
+            encoder.forward = types.MethodType(ECAPA_TDNN.forward, encoder)
+        encoder.to(memory_format=torch.contiguous_format)
+        asked = {key: value for key, value in optimizer.keywords.items() if key != "fused"}
+        other.hparams["opt_class"] = functools.partial(optimizer.func, **asked)
         return other
+
+    def other_part(self, name):
+        """The figures of a part in another process, with the same settings."""
+        given = self.arguments[: len(self.arguments) - len(self.common) - 1]
+        return run_part(name, str(self.yaml), given, str(self.work), self.n_clips, self.n_tasks, self.quick)
 
     def data(self):
         """Prepare the synthetic clips, as the trainer does."""
@@ -590,7 +629,7 @@ def main():
     with user_errors():
         if own.part:
             bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick)
-            figures = {name: float(value) for name, value in PARTS[own.part](bench).items()}
+            figures = {name: float(value) for name, value in {**PARTS, "plain": plain_part}[own.part](bench).items()}
             print(json.dumps({**figures, "peak memory (MB)": peak_memory(torch.device(bench.device)) / 1e6}))
             return
         unknown = set(parts := own.parts.split(",")) - PARTS.keys()
