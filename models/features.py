@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from speechbrain.augment.freq_domain import RandomShift, Warping
+from speechbrain.augment.freq_domain import Warping
 from speechbrain.processing.features import InputNormalization
 from torch import nn
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
@@ -232,11 +232,23 @@ class SpecAugment(nn.Module):
         return self.steps(features)
 
 
-class _Shift(RandomShift):
-    """RandomShift without the lengths, which a circular shift leaves as they are."""
+class _Shift(nn.Module):
+    """SpeechBrain's RandomShift, drawn on the CPU as its time warp is: it waits for a GPU. [B, T, F] -> the same.
+
+    Parameters
+    ----------
+    least, most : int
+        Shift of the whole batch.
+    dim : int
+        1 rolls frames, 2 mel bands.
+    """
+
+    def __init__(self, least, most, dim):
+        super().__init__()
+        self.least, self.most, self.dim = least, most, dim
 
     def forward(self, features):
-        return super().forward(features, features.new_ones(len(features)))[0]
+        return torch.roll(features, int(torch.randint(self.least, self.most + 1, (1,))), self.dim)
 
 
 class _Masks(nn.Module):

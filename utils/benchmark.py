@@ -285,7 +285,7 @@ def _time_steps(bench):
 
 def evaluation_part(bench):
     """All linear protocols over the saved encoders, against decoding and encoding each clip in each epoch."""
-    _, folders = bench.train(bench.brain_class, steps=1)
+    _, folders = bench.train(bench.brain_class, steps=1)  # keeps freed memory, as the embedder will
     hparams, run_opts, data = bench.evaluation("full")
     modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
     wav = torch.randn(32, round(SECONDS * hparams["sample_rate"]))
