@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datasets.batches import EpochSampler
 from datasets.errors import InputError
+from models import pann
 from models.features import SpecAugment
 from models.losses import NTXentLoss
 from simclr_train import SimCLR
@@ -43,13 +44,14 @@ NO_SCHEDULE = ("--lr=0.05", "--warmup_epochs=0", "--max_grad_norm=.inf", "--numb
 RUNNER = """
 import os, runpy, signal, sys, time
 import torch
+from models import pann
 from models.features import SpecAugment
 from utils import brain, distributed
 
 what = sys.argv[1]
 if what == "plain":
     SpecAugment.forward = lambda self, features: features
-    torch.nn.functional.dropout = lambda x, **_: x
+    pann._dropout = lambda x, rate: x
 
 def stage_end(self, stage, loss, epoch, old=brain.TaskBrain.on_stage_end):
     if self.task.index == 1 and epoch == 2 and distributed.process() == distributed.n_processes() - 1:
@@ -122,7 +124,7 @@ def comparable():
     """No augmentation, no dropout; and double precision, in which sums over other parts of a batch differ little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpecAugment, "forward", lambda self, features: features)
-        patch.setattr(torch.nn.functional, "dropout", lambda x, **_: x)
+        patch.setattr(pann, "_dropout", lambda x, rate: x)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         torch.set_default_dtype(torch.float64)
         try:
