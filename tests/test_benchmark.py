@@ -23,6 +23,7 @@ PARTS = {
         "ceiling",
         "utilisation",
         "plain step / step",
+        "step without kept memory / step",
     ),
     "saving": ("in the middle of a task (MB)", "at its end", "share of the task's time", "share before the task's end"),
     "start": ("import torch", "--help", "a wrong setting", "first step"),

@@ -246,32 +246,54 @@ def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096
 
 
 def step_part(bench):
-    """A training step, as the trainer makes it: its parts, and the share of the device's ceiling."""
-    plain = bench.other_part("plain")
+    """A training step, as the trainer makes it: its parts, the share of the device's ceiling, and what a step takes
+    without one, and without all, of what makes it fast."""
+    plain = bench.other_part("without", "all")
     laps, flops = _time_steps(bench).laps, plain["flops"]  # as PyTorch's own layers count it; compiled ones can't
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
-    median, plain = statistics.median(sum(lap.values()) for lap in laps), plain["seconds"]
+    median = statistics.median(sum(lap.values()) for lap in laps)
     figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
     reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
-    return {
+    figures |= {
         "step (ms)": 1000 * median,
-        **figures,
         "step: clips (clips/s)": bench.hparams["batch_size"] / median,
         "step: work (GFLOP)": flops / 1e9,
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
-        "plain step: fp32, eager, contiguous (ms)": 1000 * plain,
-        "plain step / step (x)": plain / median,
+        "plain step: fp32, eager, contiguous (ms)": 1000 * plain["seconds"],
+        "plain step / step (x)": plain["seconds"] / median,
     }
+    for name in LEVERS[:1] if bench.quick else LEVERS:
+        figures[f"step without {name} / step (x)"] = bench.other_part("without", name)["seconds"] / median
+    return figures
 
 
-def plain_part(bench):
-    """A step with what PyTorch does unasked: SpeechBrain's encoder, single precision, no compilation, contiguous
-    convolutions, an optimizer tensor by tensor, memory given back."""
-    loop.keep_freed_memory = lambda: None
-    pann._dropout = torch.nn.functional.dropout
-    found = _time_steps(bench.plain())
+LEVERS = ("kept memory", "own layers", "channels_last", "a fused optimiser", "low precision")
+
+
+def without_part(bench):
+    """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all."""
+    off = LEVERS if bench.lever == "all" else [bench.lever]
+    if "kept memory" in off:
+        loop.keep_freed_memory = lambda: None
+    if "low precision" in off:
+        bench.arguments = [*bench.arguments, "--precision=fp32"]
+    if bench.lever == "all":
+        bench.arguments = [a for a in bench.arguments if a != "--compile"]
+    bench.hparams, bench.run_opts = bench._load(bench.yaml, [*bench.arguments, "--experiment_name=without"])
+    encoder, optimizer = bench.hparams["modules"]["embedding_model"], bench.hparams["opt_class"]
+    if "own layers" in off:
+        pann._dropout = torch.nn.functional.dropout
+        pann._convolve = functools.partial(torch.nn.functional.conv2d, padding=1)
+        if isinstance(encoder, ECAPA_TDNN):
+            encoder.forward = types.MethodType(ECAPA_TDNN.forward, encoder)
+    if "channels_last" in off:
+        encoder.to(memory_format=torch.contiguous_format)
+    if "a fused optimiser" in off:
+        asked = {key: value for key, value in optimizer.keywords.items() if key != "fused"}
+        bench.hparams["opt_class"] = functools.partial(optimizer.func, **asked)
+    found = _time_steps(bench)
     return {"flops": found.flops, "seconds": statistics.median(sum(lap.values()) for lap in found.laps)}
 
 
@@ -497,11 +519,13 @@ class Bench:
     n_clips, n_tasks : int
         Size of the synthetic data.
     quick : bool
+    lever : str
+        What `without_part` goes without.
     """
 
-    def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick):
+    def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick, lever=""):
         self.work, self.quick, self.size = Path(work), quick, SIZES["quick" if quick else "full"]
-        self.n_clips, self.n_tasks = n_clips, n_tasks
+        self.n_clips, self.n_tasks, self.lever = n_clips, n_tasks, lever
         self.sounds, self.yaml = self.work / f"sounds-{n_clips}", Path(yaml)
         if not self.sounds.exists():
             write_clips(self.sounds, n_clips)
@@ -519,24 +543,11 @@ class Bench:
         file, run_opts, overrides = parse_arguments(__doc__, [str(yaml), *arguments])
         return load_config(file, overrides, run_opts), run_opts
 
-    def plain(self):
-        """The same with what PyTorch and SpeechBrain do unasked."""
-        other = copy.copy(self)
-        other.hparams, other.run_opts = self._load(
-            self.yaml, [*(a for a in self.arguments if a != "--compile"), "--precision=fp32", "--experiment_name=plain"]
-        )
-        encoder, optimizer = other.hparams["modules"]["embedding_model"], other.hparams["opt_class"]
-        if isinstance(encoder, ECAPA_TDNN):
-            encoder.forward = types.MethodType(ECAPA_TDNN.forward, encoder)
-        encoder.to(memory_format=torch.contiguous_format)
-        asked = {key: value for key, value in optimizer.keywords.items() if key != "fused"}
-        other.hparams["opt_class"] = functools.partial(optimizer.func, **asked)
-        return other
-
-    def other_part(self, name):
+    def other_part(self, name, lever):
         """The figures of a part in another process, with the same settings."""
         given = self.arguments[: len(self.arguments) - len(self.common) - 1]
-        return run_part(name, str(self.yaml), given, str(self.work), self.n_clips, self.n_tasks, self.quick)
+        sizes = (str(self.work), self.n_clips, self.n_tasks, self.quick)
+        return run_part(name, str(self.yaml), given, *sizes, lever)
 
     def data(self):
         """Prepare the synthetic clips, as the trainer does."""
@@ -576,10 +587,10 @@ def _brain_of(script, base):
     return next(v for v in vars(module).values() if isinstance(v, type) and issubclass(v, base) and v is not base)
 
 
-def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick):
+def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick, lever=""):
     """Run a part in a process of its own; its figures and its peak memory, {name: figure}."""
     call = [sys.executable, "-m", "utils.benchmark", yaml, *arguments, "--part", name, "--work", work]
-    call += ["--clips", str(n_clips), "--tasks", str(n_tasks), *(["--quick"] if quick else [])]
+    call += ["--clips", str(n_clips), "--tasks", str(n_tasks), "--lever", lever, *(["--quick"] if quick else [])]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=REPO)
     if done.returncode:
         raise InputError(f"The part {name} of the benchmark has failed, see above.")
@@ -623,13 +634,15 @@ def main():
     parser.add_argument("--quick", action="store_true", help="only show that all of it runs")
     parser.add_argument("--parts", default=",".join(PARTS), help="of them, with commas between")
     parser.add_argument("--output", help="a JSON file")
-    for name in ("part", "work", "clips", "tasks"):  # how it calls itself
+    for name in ("part", "work", "clips", "tasks", "lever"):  # how it calls itself
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     own, arguments = parser.parse_known_args()
     with user_errors():
         if own.part:
-            bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick)
-            figures = {name: float(value) for name, value in {**PARTS, "plain": plain_part}[own.part](bench).items()}
+            bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick, own.lever)
+            figures = {
+                name: float(value) for name, value in {**PARTS, "without": without_part}[own.part](bench).items()
+            }
             print(json.dumps({**figures, "peak memory (MB)": peak_memory(torch.device(bench.device)) / 1e6}))
             return
         unknown = set(parts := own.parts.split(",")) - PARTS.keys()
