@@ -269,7 +269,7 @@ def step_part(bench):
     return figures
 
 
-LEVERS = ("kept memory", "own layers", "channels_last", "a fused optimiser", "low precision")
+LEVERS = ("kept memory", "own layers", "channels_last", "low precision")
 
 
 def without_part(bench):
@@ -282,7 +282,7 @@ def without_part(bench):
     if bench.lever == "all":
         bench.arguments = [a for a in bench.arguments if a != "--compile"]
     bench.hparams, bench.run_opts = bench._load(bench.yaml, [*bench.arguments, "--experiment_name=without"])
-    encoder, optimizer = bench.hparams["modules"]["embedding_model"], bench.hparams["opt_class"]
+    encoder = bench.hparams["modules"]["embedding_model"]
     if "own layers" in off:
         pann._dropout = torch.nn.functional.dropout
         pann._convolve = functools.partial(torch.nn.functional.conv2d, padding=1)
@@ -290,9 +290,6 @@ def without_part(bench):
             encoder.forward = types.MethodType(ECAPA_TDNN.forward, encoder)
     if "channels_last" in off:
         encoder.to(memory_format=torch.contiguous_format)
-    if "a fused optimiser" in off:
-        asked = {key: value for key, value in optimizer.keywords.items() if key != "fused"}
-        bench.hparams["opt_class"] = functools.partial(optimizer.func, **asked)
     found = _time_steps(bench)
     return {"flops": found.flops, "seconds": statistics.median(sum(lap.values()) for lap in found.laps)}
 
