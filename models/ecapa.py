@@ -1,4 +1,4 @@
-"""The ECAPA-TDNN encoder (arXiv 2005.07143): SpeechBrain's weights, names and results, with time before channels.
+"""The ECAPA-TDNN encoder (arXiv 2005.07143): SpeechBrain's weights, names and, to rounding, results; time first.
 
 SpeechBrain works on [B, C, T] and pads at each of its 40 convolutions, also where they are one frame wide. Here frames
 are the rows of matrices: a convolution is one matrix product, a batch norm runs over rows, and the attention's context,
@@ -58,7 +58,7 @@ class ECAPA(ECAPA_TDNN):
         """
         n_frames = features.shape[1]
         if lengths is None:
-            lengths = features.new_ones(len(features))
+            lengths = torch.ones(len(features), device=features.device)  # in half precision frames can't be counted
         mask = length_to_mask(lengths * n_frames, n_frames, torch.bool, features.device)
         mask = mask.unsqueeze(2)  # [B, T, 1]
         first, *blocks = self.blocks
@@ -117,7 +117,7 @@ def _se_res2net(block, x, mask):
 
 def _mean(x, mask):
     """Mean over the frames that count, [B, T, C] and [B, T, 1] -> [B, C]."""
-    return torch.bmm(mask.mT.to(x.dtype), x).squeeze(1) / mask.sum(dim=1)
+    return (x * mask).sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32)) / mask.sum(dim=1)
 
 
 def _attentive_statistics(pooling, x, mask):
@@ -139,8 +139,8 @@ def _statistics(x, logits, mask, eps):
 class WeightedMoments(torch.autograd.Function):
     """Mean and variance over frames with softmax weights, in single precision or better.
 
-    Autograd would go through a dozen arrays of the size of `x`, a fifth of a small ECAPA-TDNN's step. With weights w
-    that sum to 1 and c = x - mean, the gradients are short.
+    Autograd would go through a dozen arrays of the size of `x`. With weights w that sum to 1 and c = x - mean, the
+    gradients are short.
     """
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 import math
 
-from models import pann
+from models import ecapa, pann
 from models.ecapa import WeightedMoments
 from models.encoders import ENCODERS, make_encoder
 from models.features import SpecAugment
@@ -129,9 +129,21 @@ def test_dropout_sets_its_share_to_0_everywhere_and_scales_the_rest(memory_forma
     assert torch.equal(found, pann._dropout(x, 0.2))
 
 
-def test_dropout_of_scattered_memory_is_pytorchs():
+def test_dropout_of_scattered_memory_or_an_extreme_rate_is_pytorchs():
     x = torch.ones(6, 40, 10).transpose(0, 2)[::2]
     assert set(pann._dropout(x, 0.5).unique().tolist()) == {0.0, 2.0}
+    assert pann._dropout(torch.ones(50), 1.0).tolist() == [0.0] * 50
+    assert pann._dropout(torch.ones(50), 0.0).tolist() == [1.0] * 50
+    with pytest.raises(ValueError, match="has to be between 0 and 1"):
+        pann._dropout(torch.ones(50), 1.5)
+
+
+@pytest.mark.parametrize("name", ["pann_tiny", "ecapa_tiny"])
+def test_a_training_step_of_an_encoder_compiles_to_one_graph(name):
+    encoder = make_encoder(name, n_mels=20, emb_dim=24)
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
+    compiled(torch.randn(2, 31, 20), torch.ones(2)).sum().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -177,6 +189,25 @@ def test_weighted_moments_have_the_gradient_of_their_formula():
     assert torch.autograd.gradcheck(lambda *a: WeightedMoments.apply(*a, mask), inputs)
     even = torch.zeros(3, 6, 1, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda a: WeightedMoments.apply(a, even, mask), inputs[:1])
+
+
+def test_ecapa_in_single_precision_is_within_rounding_of_double():
+    encoder = make_encoder("ecapa_tiny", n_mels=80, emb_dim=24)
+    features = torch.randn(32, 201, 80, generator=torch.Generator().manual_seed(0))
+    found = encoder(features)
+    assert (found - encoder.double()(features.double())).abs().max() < 1e-4 * found.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ecapas_squeeze_of_half_precision_neither_overflows_nor_loses_frames(dtype):
+    x, mask = torch.full((2, 1001, 3), 100.0, dtype=dtype), torch.ones(2, 1001, 1, dtype=torch.bool)
+    assert torch.equal(ecapa._mean(x, mask), torch.full((2, 3), 100.0))
+    encoder, seen, mean = make_encoder("ecapa_tiny", n_mels=20, emb_dim=24).to(dtype), [], ecapa._mean
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ecapa, "_mean", lambda x, mask: seen.append(int(mask.sum())) or mean(x, mask).to(dtype))
+        patch.setattr(ecapa, "_statistics", lambda x, *_: torch.cat([x[:, 0], x[:, 0]], dim=1))
+        encoder(torch.randn(2, 401, 20, dtype=dtype))
+    assert seen == [2 * 401] * 3
 
 
 def test_ecapa_says_that_a_clip_is_too_short():

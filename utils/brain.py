@@ -12,6 +12,7 @@ from datasets.errors import InputError
 from utils.checkpoints import DIVERGED
 from utils.collapse import Spread, collapse_warning
 from utils.distributed import joint_loss, mean, n_processes, pad_as_joint, process, share_buffers, total
+from utils.hardware import give_back_freed_memory
 from utils.schedulers import WarmupCosineScheduler
 from utils.signals import Stopped, stop_signals
 
@@ -251,6 +252,12 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
         self.last_save, self.save_seconds = time.monotonic(), _seconds_to_save(self.modules)
+
+    def on_stage_start(self, stage, epoch=None):
+        """The loader's processes are about to be forked."""
+        super().on_stage_start(stage, epoch)
+        if self.hparams.num_workers:
+            give_back_freed_memory()
 
     def embed_view(self, view, stage):
         """Embed one view, a PaddedData of [B, samples] -> [B, D]."""

@@ -44,14 +44,29 @@ def fastest_precision():
 
 
 def keep_freed_memory():
-    """Have this process keep the memory that it frees, for what it allocates next, until it ends.
+    """Have this process keep the memory that it frees, for what it allocates next.
 
-    glibc gives a large tensor's pages back to the system at once, which then clears new ones for the next: on a CPU a
-    quarter to a third of a training step. What a process takes at most grows by about a tenth. Where there is no glibc,
-    this does nothing.
+    glibc gives a large tensor's pages back to the system at once, which then clears new ones for the next: much of a
+    step on a CPU, the benchmark's `--parts=step` says how much. The process takes more memory at its peak, as what is
+    free is in pieces. Where there is no glibc, this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4  # of malloc.h
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # never
+
+
+def give_back_freed_memory():
+    """Give back to the system, once, what `keep_freed_memory` has kept.
+
+    Before processes are forked: they would hold the old pages, and this process copy each that it writes to.
+    """
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(name):
+    """A function of the C library, None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
