@@ -19,7 +19,9 @@ import copy
 import functools
 import importlib
 import json
+import multiprocessing
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -245,41 +247,57 @@ def ceiling(device, precision, seconds=0.3, batch=32, products=(1024, 2048, 4096
     return best
 
 
+LEVERS = ("kept memory", "own layers", "channels_last", "low precision", "compilation")
+
+
 def step_part(bench):
     """A training step, as the trainer makes it: its parts, the share of the device's ceiling, and what a step takes
     without one, and without all, of what makes it fast."""
-    plain = bench.other_part("without", "all")
-    laps, flops = _time_steps(bench).laps, plain["flops"]  # as PyTorch's own layers count it; compiled ones can't
+    levers = _levers(bench)
+    without = {name: bench.other_part("without", name) for name in ["all", *(levers[:1] if bench.quick else levers)]}
+    step, plain = _time_steps(bench), without["all"]["seconds"]
+    # A compiled module's operations can't be counted.
+    compiled = "--compile" in bench.arguments
+    flops = (
+        (without.get("compilation") or bench.other_part("without", "compilation"))["flops"] if compiled else step.flops
+    )
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
-    median = statistics.median(sum(lap.values()) for lap in laps)
-    figures = {f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in laps) for part in parts}
+    median = statistics.median(sum(lap.values()) for lap in step.laps)
     reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
-    figures |= {
+    return {
         "step (ms)": 1000 * median,
+        **{f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in step.laps) for part in parts},
         "step: clips (clips/s)": bench.hparams["batch_size"] / median,
         "step: work (GFLOP)": flops / 1e9,
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
-        "plain step: fp32, eager, contiguous (ms)": 1000 * plain["seconds"],
-        "plain step / step (x)": plain["seconds"] / median,
+        "plain step: fp32, eager, contiguous (ms)": 1000 * plain,
+        "plain step / step (x)": plain / median,
+        **{f"step without {name} / step (x)": without[name]["seconds"] / median for name in without if name != "all"},
     }
-    for name in LEVERS[:1] if bench.quick else LEVERS:
-        figures[f"step without {name} / step (x)"] = bench.other_part("without", name)["seconds"] / median
-    return figures
 
 
-LEVERS = ("kept memory", "own layers", "channels_last", "low precision")
+def _levers(bench):
+    """Those that this configuration has."""
+    encoder = bench.hparams["modules"]["embedding_model"]
+    has = {
+        "channels_last": any(weight.ndim == 4 for weight in encoder.parameters()),
+        "low precision": bench.precision != "fp32",
+        "compilation": "--compile" in bench.arguments,
+    }
+    return [name for name in LEVERS if has.get(name, True)]
 
 
 def without_part(bench):
-    """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all."""
+    """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all. Without channels_last
+    there is no matrix product for narrow maps either: it needs the weights in that order."""
     off = LEVERS if bench.lever == "all" else [bench.lever]
     if "kept memory" in off:
         loop.keep_freed_memory = lambda: None
     if "low precision" in off:
         bench.arguments = [*bench.arguments, "--precision=fp32"]
-    if bench.lever == "all":
+    if "compilation" in off:
         bench.arguments = [a for a in bench.arguments if a != "--compile"]
     bench.hparams, bench.run_opts = bench._load(bench.yaml, [*bench.arguments, "--experiment_name=without"])
     encoder = bench.hparams["modules"]["embedding_model"]
@@ -455,11 +473,11 @@ def start_part(bench):
 
 
 def growth_part(bench):
-    """Memory and time of a training of some steps a task."""
+    """Memory and time of a training of some steps a task, in two epochs: the second forks workers of a used process."""
     begun = time.perf_counter()
     bench.data()
     prepared = time.perf_counter() - begun
-    seconds, _ = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"])
+    seconds, _ = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"], epochs=2)
     return {
         "prepare": prepared,
         "second": seconds[1],  # the first also warms up
@@ -469,24 +487,26 @@ def growth_part(bench):
 
 
 def memory_of(brain_class):
-    """A Brain that notes the most memory of its own (not the pages of the store, which all processes share)."""
+    """A Brain that notes the most memory of its own and its workers (not the pages of the store)."""
     memory_of.peak = 0
 
     class Watched(brain_class):
-        def on_fit_batch_end(self, *args):
-            super().on_fit_batch_end(*args)
+        def compute_objectives(self, *args):  # where a step holds most
+            loss = super().compute_objectives(*args)
             memory_of.peak = max(memory_of.peak, own_memory())
+            return loss
 
     return Watched
 
 
 def own_memory():
-    """Bytes of this process that no file backs."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    return 1024 * int(lines["RssAnon"].split()[0])
+    """Bytes of this process and its workers that no file backs, those that they share once."""
+    total = 0
+    for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+        pages = Path(f"/proc/{pid}/smaps_rollup")
+        found = re.search(r"^Pss_Anon:\s+(\d+) kB", pages.read_text(), re.MULTILINE) if pages.is_file() else None
+        total += 1024 * int(found[1]) if found else 0
+    return total
 
 
 # ---------------------------------------------------------------- the command
