@@ -118,7 +118,8 @@ def _se_res2net(block, x, mask):
 def _mean(x, mask):
     """Mean over the frames that count, [B, T, C] and [B, T, 1] -> [B, C]."""
     scale = 2.0 ** x.shape[1].bit_length()  # exact in all precisions, and the sum no larger than the mean
-    return torch.bmm((mask / scale).mT.to(x.dtype), x).squeeze(1) * (scale / mask.sum(dim=1))
+    count = mask.sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.bmm((mask / scale).mT.to(x.dtype), x).squeeze(1) * (scale / count)
 
 
 def _attentive_statistics(pooling, x, mask):
