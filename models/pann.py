@@ -5,6 +5,8 @@ With channels 64, 128, 256, 512, 1024, 2048 this is Cnn14 (PANNs, arXiv 1912.102
 Legend: B clips, T frames, F mel bands, D embedding features.
 """
 
+from models.winograd import convolve
+
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.Cnn14 import ConvBlock, init_bn
@@ -77,34 +79,9 @@ class _Block(ConvBlock):
 
     def forward(self, x, pool):
         """[B, C_in, T, F] -> [B, C_out, T / pool, F / pool]."""
-        x = F.relu_(self.norm1(_convolve(x, self.conv1.weight)))
-        x = F.relu_(self.norm2(_convolve(x, self.conv2.weight)))
+        x = F.relu_(self.norm1(convolve(x, self.conv1.weight)))
+        x = F.relu_(self.norm2(convolve(x, self.conv2.weight)))
         return F.avg_pool2d(x, pool)
-
-
-def _convolve(x, weight):
-    """Convolve with 3 x 3 weights and a border of zeros, on a CPU as one matrix product where the map is narrow.
-
-    oneDNN is at its worst where an image is one or two columns wide, as the last of Cnn14's are.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        [B, C_in, T, F].
-    weight : torch.Tensor
-        [C_out, C_in, 3, 3].
-
-    Returns
-    -------
-    torch.Tensor
-        [B, C_out, T, F].
-    """
-    rows = weight.permute(0, 2, 3, 1)  # of channels-last weights these are rows of a matrix as they are
-    if x.device.type != "cpu" or x.shape[3] > 2 or not rows.is_contiguous():
-        return F.conv2d(x, weight, padding=1)
-    (_, _, n, m), padded = x.shape, F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    patches = torch.cat([padded[:, i : i + n, j : j + m] for i in range(3) for j in range(3)], dim=3)
-    return F.linear(patches, rows.flatten(1)).permute(0, 3, 1, 2)
 
 
 def _dropout(x, rate):

@@ -264,6 +264,11 @@ def step_part(bench):
     parts = ("data", "features", "augmentation", "forward", "backward", "optimiser")
     median = statistics.median(sum(lap.values()) for lap in step.laps)
     reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
+    direct = {}  # own layers get the same results by less work
+    if "own layers" in without:
+        direct["utilisation, by the work of a step without own layers (%)"] = (
+            100 * without["own layers"]["flops"] / median / most
+        )
     return {
         "step (ms)": 1000 * median,
         **{f"step: {part} (ms)": 1000 * statistics.median(lap.get(part, 0.0) for lap in step.laps) for part in parts},
@@ -272,6 +277,7 @@ def step_part(bench):
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {bench.precision} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
+        **direct,
         "plain step: fp32, eager, contiguous (ms)": 1000 * plain,
         "plain step / step (x)": plain / median,
         **{f"step without {name} / step (x)": without[name]["seconds"] / median for name in without if name != "all"},
@@ -290,8 +296,7 @@ def _levers(bench):
 
 
 def without_part(bench):
-    """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all. Without channels_last
-    there is no matrix product for narrow maps either: it needs the weights in that order."""
+    """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all."""
     off = LEVERS if bench.lever == "all" else [bench.lever]
     if "kept memory" in off:
         loop.keep_freed_memory = lambda: None
@@ -303,7 +308,7 @@ def without_part(bench):
     encoder = bench.hparams["modules"]["embedding_model"]
     if "own layers" in off:
         pann._dropout = torch.nn.functional.dropout
-        pann._convolve = functools.partial(torch.nn.functional.conv2d, padding=1)
+        pann.convolve = functools.partial(torch.nn.functional.conv2d, padding=1)
         if isinstance(encoder, ECAPA_TDNN):
             encoder.forward = types.MethodType(ECAPA_TDNN.forward, encoder)
     if "channels_last" in off:
