@@ -5,14 +5,15 @@ Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308, section 4), and the
 Legend: B clips, T frames, F bands, C channels in, K channels out, n tiles along an axis, P products.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-MIN_CHANNELS = 128 * 256  # C K; with fewer, mixing the maps does
-MIN_TILES = 24  # with fewer, mixing the weights takes longer than that gains
+MIN_SAVED = 76  # products for a number that is mixed; with fewer, mixing the maps takes longer than that gains
+MIN_TILES = 24  # with fewer, mixing the weights does
 CHUNK = 2**20  # elements worked on at once: what is made of them stays in the processor's cache
 
 
@@ -56,23 +57,25 @@ def convolve(x, weight):
     torch.Tensor
         [B, K, T, F], of the autocast's type, if there is one.
     """
-    outputs, channels = weight.shape[:2]
-    tiles = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
-    gains = outputs * channels >= MIN_CHANNELS and tiles >= MIN_TILES
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not gains:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.conv2d(x, weight, padding=1)
+    (outputs, channels), (batch, _, height, width) = weight.shape[:2], x.shape
+    filters = [ALONE if size <= 2 else SLIDING for size in (height, width)]
+    counts = [-(-size // 2) for size in (height, width)]
+    products = math.prod(len(f.data) * n for f, n in zip(filters, counts, strict=True))  # a clip, pair of channels
+    saved = (9 * height * width - products) * outputs * channels / (products * (outputs + channels))
+    if saved < MIN_SAVED or batch * math.prod(counts) < MIN_TILES:
         return F.conv2d(x, weight, padding=1)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return _Winograd.apply(x.to(dtype), weight)
+    return _Winograd.apply(x.to(dtype), weight, filters, counts)
 
 
 class _Winograd(torch.autograd.Function):
     """[B, C, T, F], [K, C, 3, 3] -> [B, K, T, F], all of them channels last in memory."""
 
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, filters, counts):
         x = x.permute(0, 2, 3, 1)  # [B, T, F, C]
-        filters = [ALONE if size <= 2 else SLIDING for size in x.shape[1:3]]
-        counts = [-(-size // 2) for size in x.shape[1:3]]
         with torch.autocast("cpu", enabled=False):  # weights are mixed in their own precision
             tiles = _to_tiles(x, [f.data for f in filters], counts)  # [P, B n n, C]
             weights = _mix_weights(weight, _both(filters), x.dtype)  # [P, K, C]
@@ -94,7 +97,7 @@ class _Winograd(torch.autograd.Function):
             of_x = _from_tiles(torch.bmm(products, weights), data, counts, ctx.shape).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             of_weight = _unmix_weights(torch.bmm(products.mT, tiles), _both(filters), ctx.weight_dtype)
-        return of_x, of_weight
+        return of_x, of_weight, None, None
 
 
 def _to_tiles(x, matrices, counts):

@@ -103,7 +103,7 @@ def convolution_case(size, dtype=torch.float64, clips=3):
 
 @pytest.fixture
 def always_winograd(monkeypatch):
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 0)
+    monkeypatch.setattr(winograd, "MIN_SAVED", -math.inf)
     monkeypatch.setattr(winograd, "MIN_TILES", 0)
 
 
@@ -156,7 +156,8 @@ def test_winograds_filtering_is_for_wide_layers_on_a_cpu(monkeypatch):
         return bool(called)
 
     assert not direct(128, 256, 4, 4, clips=6)
-    assert direct(128, 128, 4, 4, clips=6)  # narrow
+    assert direct(64, 128, 4, 4, clips=6)  # narrow
+    assert direct(128, 256, 1, 4, clips=6)  # a row: tiles are half empty
     assert direct(128, 256, 4, 4, clips=5)  # few tiles
     assert direct(128, 256, 4, 4, clips=6, device="meta")
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

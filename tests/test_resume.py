@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,6 +229,28 @@ def test_a_loss_without_weight_leaves_its_head_alone(lab, tmp_path):
     hparams, modules = train(lab, SupCLR, tmp_path, "--sup_weight=0", "--number_of_epochs=1", "--warmup_epochs=0")
     start = hparams["fresh_classifier"]
     assert all(torch.equal(value, start[name]) for name, value in modules["classifier"].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "opt_class, wanted",
+    [
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.9), True),
+        (partial(torch.optim.AdamW, lr=0.1), True),
+        (partial(torch.optim.SGD, lr=0.1, foreach=True), None),  # as chosen
+        (partial(torch.optim.SGD, lr=0.1, fused=False), False),
+        (partial(torch.optim.Rprop, lr=0.1), None),  # hasn't it
+    ],
+)
+def test_optimizers_are_fused_where_they_can_be(opt_class, wanted):
+    trainer = SupCLR(None, modules={"embedding_model": torch.nn.Linear(2, 2)}, opt_class=opt_class)
+
+    def fused():
+        trainer.init_optimizers()
+        return trainer.optimizers_dict["optimizer"].param_groups[0].get("fused")
+
+    assert fused() is wanted
+    trainer.scaler = torch.GradScaler("cpu", enabled=True)  # as in fp16 on a GPU
+    assert fused() is (wanted and None)
 
 
 def train(lab, brain_class, folder, *args):

@@ -4,6 +4,7 @@ Legend: B clips, D features, C classes. A trainer adds `compute_forward` and `co
 SpeechBrain's.
 """
 
+import inspect
 import logging
 import time
 from dataclasses import dataclass, field
@@ -305,9 +306,17 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         groups = {"optimizer": [p for p in self.modules.parameters() if p.requires_grad and id(p) not in apart]}
         if predictor:
             groups["predictor_optimizer"] = predictor
-        self.optimizers_dict = {name: self.opt_class(parameters) for name, parameters in groups.items()}
+        fused = self._fused()
+        self.optimizers_dict = {name: self.opt_class(parameters, **fused) for name, parameters in groups.items()}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(self.optimizers_dict)
+
+    def _fused(self):
+        """One pass over weights, gradients and momentum, where the optimizer has it and the YAML doesn't choose. Not in
+        fp16 on a GPU: a first step that overflows would leave SGD's momentum uninitialised."""
+        chosen = {"foreach", "differentiable", "fused"} & set(getattr(self.opt_class, "keywords", ()))
+        able = "fused" in inspect.signature(self.opt_class).parameters and self.device_type in ("cpu", "cuda")
+        return {"fused": True} if able and not chosen and not self.scaler.is_enabled() else {}
 
     def on_fit_batch_start(self, batch, should_step):
         """Seed the step and set its rate: both are functions of (seed, task, epoch, step), so a resumed run and a
