@@ -142,29 +142,44 @@ class WeightedMoments(torch.autograd.Function):
     """Mean and variance over frames with softmax weights, in single precision or better.
 
     Autograd would go through a dozen arrays of the size of `x`. With weights w that sum to 1 and c = x - mean, the
-    gradients are short.
+    gradients are short; and a CPU takes a few clips at a time, whose arrays stay in its cache.
     """
 
     @staticmethod
     def forward(ctx, x, logits, mask):
         """[B, T, C], [B, T, C or 1], booleans [B, T, 1] -> two of [B, C]."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = logits.to(exact.dtype).masked_fill(~mask, float("-inf")).softmax(dim=1)
-        mean = (weight * exact).sum(dim=1, keepdim=True)
-        centred = exact - mean
-        variance = (weight * centred).mul_(centred).sum(dim=1, keepdim=True)
-        ctx.save_for_backward(weight, centred, variance)
-        ctx.dtypes = x.dtype, logits.dtype
-        return mean.squeeze(1), variance.squeeze(1)
+        dtype, moments = torch.promote_types(x.dtype, torch.float32), []
+        ctx.dtypes, ctx.clips = (x.dtype, logits.dtype), _clips_in_cache(x)
+        for part, logit, hidden in zip(*(t.split(ctx.clips) for t in (x, logits, ~mask)), strict=True):
+            exact = part.to(dtype)
+            weight = logit.to(dtype).masked_fill(hidden, float("-inf")).softmax(dim=1)
+            mean = (weight * exact).sum(dim=1, keepdim=True)
+            centred = exact - mean
+            variance = (weight * centred).mul_(centred).sum(dim=1, keepdim=True)
+            moments.append((mean, variance, weight, centred))
+        means, variances, weights, centreds = zip(*moments, strict=True)
+        variances = torch.cat(variances)
+        ctx.save_for_backward(variances, *weights, *centreds)
+        return torch.cat(means).squeeze(1), variances.squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, to_mean, to_variance):
         """w (g_mean + 2 g_var c) for x, w (c (g_mean + g_var c) - g_var var) for the logits."""
-        weight, centred, variance = ctx.saved_tensors
-        to_mean, to_variance = to_mean.unsqueeze(1), to_variance.unsqueeze(1)
-        slope, to_logits = torch.addcmul(to_mean, to_variance, centred), None
-        if ctx.needs_input_grad[1]:
-            to_logits = (slope * centred).sub_(to_variance * variance).mul_(weight).to(ctx.dtypes[1])
-        to_x = slope.addcmul_(to_variance, centred).mul_(weight).to(ctx.dtypes[0])
-        return to_x, to_logits, None
+        variances, *parts = ctx.saved_tensors
+        vectors = (t.split(ctx.clips) for t in (to_mean.unsqueeze(1), to_variance.unsqueeze(1), variances))
+        to_x, to_logits = [], []
+        weights, centreds = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+        for of_mean, of_variance, variance, weight, centred in zip(*vectors, weights, centreds, strict=True):
+            slope = torch.addcmul(of_mean, of_variance, centred)
+            if ctx.needs_input_grad[1]:
+                to_logits.append((slope * centred).sub_(of_variance * variance).mul_(weight).to(ctx.dtypes[1]))
+            to_x.append(slope.addcmul_(of_variance, centred).mul_(weight).to(ctx.dtypes[0]))
+        return torch.cat(to_x), torch.cat(to_logits) if to_logits else None, None
+
+
+def _clips_in_cache(x):
+    """How many of the clips of [B, T, C] to work on at once: all on a GPU, or in a compiled graph."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(x)
+    return max(1, 2**19 // x[0].numel())

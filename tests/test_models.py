@@ -251,7 +251,9 @@ def test_ecapa_of_half_precision_pools_in_single(monkeypatch):
     assert [(x, mean.dtype, var.dtype) for x, mean, var in seen] == [(torch.bfloat16, torch.float32, torch.float32)] * 2
 
 
-def test_weighted_moments_have_the_gradient_of_their_formula():
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_weighted_moments_have_the_gradient_of_their_formula(clips, monkeypatch):
+    monkeypatch.setattr(ecapa, "_clips_in_cache", lambda x: clips)
     generator = torch.Generator().manual_seed(0)
     x, logits = torch.randn(2, 3, 6, 5, generator=generator, dtype=torch.float64).requires_grad_().unbind()
     mask = (torch.arange(6) < torch.tensor([6, 4, 1]).unsqueeze(1)).unsqueeze(2)
@@ -263,6 +265,12 @@ def test_weighted_moments_have_the_gradient_of_their_formula():
     assert torch.autograd.gradcheck(lambda *a: WeightedMoments.apply(*a, mask), inputs)
     even = torch.zeros(3, 6, 1, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda a: WeightedMoments.apply(a, even, mask), inputs[:1])
+
+
+def test_clips_are_pooled_a_few_at_a_time():
+    assert ecapa._clips_in_cache(torch.empty(32, 201, 768)) == 3
+    assert ecapa._clips_in_cache(torch.empty(2, 2001, 3072)) == 1
+    assert ecapa._clips_in_cache(torch.empty(32, 201, 768, device="meta")) == 32
 
 
 def test_ecapa_in_single_precision_is_within_rounding_of_double():
