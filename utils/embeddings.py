@@ -64,7 +64,7 @@ class Embedder:
             for entry, tensor in self.modules[name].state_dict().items():
                 array = torch.as_tensor(tensor).detach().cpu().contiguous()
                 digest.update(f"{entry}{array.dtype}{tuple(array.shape)}".encode())
-                digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+                digest.update(array.view(-1).view(torch.uint8).numpy())
         digest.update(self.precision.encode())
         return digest.hexdigest()
 
@@ -155,8 +155,8 @@ class EmbeddingCache:
     def __init__(self, folder, fallback=None):
         self.folder, self.fallback = folder, fallback
 
-    def get(self, embedder, store, clips, what="clips"):
-        """Embeddings of `clips`, from the file as far as it has them.
+    def get(self, embedder, store, clips, what="clips", key=None):
+        """Embeddings of `clips`, from the file as far as it has them; `key` is the embedder's, if it is at hand.
 
         Returns
         -------
@@ -165,7 +165,7 @@ class EmbeddingCache:
         """
         clips = np.asarray(clips)
         ids = store.ids[clips]
-        name = f"{embedder.key()}.npz"
+        name = f"{key or embedder.key()}.npz"
         known = {}
         for folder in filter(None, (self.fallback, self.folder)):
             known.update(self._read(os.path.join(folder, name), embedder.dim))

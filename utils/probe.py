@@ -222,8 +222,9 @@ class Evaluation:
             "test": self.splits["test"][self.splits["test"]["task"].isin(list(test_tasks))],
         }
 
-    def judge(self, t, embedder, cache, path, what):
+    def judge(self, t, embedder, cache, path, what, encoder_key=None):
         """Train and test the probe of stage `t`, unless `path` holds that for the same encoder and clips already.
+        `encoder_key` is the embedder's key, if it is at hand: making one takes most of a second for 300 MB of weights.
 
         Returns
         -------
@@ -234,12 +235,13 @@ class Evaluation:
         begun, rows = time.monotonic(), self.rows(t)
         clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
         content = hashlib.blake2b("".join(self.data.store.ids[clips]).encode(), digest_size=8).hexdigest()
-        key = f"{embedder.key()}-{content}"
+        encoder_key = encoder_key or embedder.key()
+        key = f"{encoder_key}-{content}"
         saved = _judged(path, len(self.data.classes))
         if saved.get("key") == key:
             logger.info("%s: judged already", what)
             return saved
-        confusion, best = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what))
+        confusion, best = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what, encoder_key))
         result = {
             "key": key,
             "confusion": confusion.tolist(),
@@ -325,11 +327,12 @@ def evaluate_encoders(brain_class, hparams, run_opts, data, folders, random_weig
             results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
             save_costs()
         encoder.load_state_dict(random_weights)
+        floor_key = embedder.key()
         for t in range(len(folders)):
             if t > 0 and evaluation.every_task:  # nothing depends on t
                 results["floor"].append(results["floor"][0])
                 continue
             path = os.path.join(hparams["save_folder"], f"floor{t}.json")
-            results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}"))
+            results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}", floor_key))
     results["n_embedded"] = embedder.n_embedded
     return results
