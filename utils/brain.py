@@ -194,12 +194,16 @@ class FiniteSteps:
         for optimizer in self.freeze_optimizers(self.optimizers_dict).values():
             self.scaler.unscale_(optimizer)
             weights = [weight for weight in optimizer.param_groups[0]["params"] if weight.grad is not None]
-            finite = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm).isfinite()  # if not, it has spread
+            gradients = [weight.grad for weight in weights]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if self.read_every > 1 or not norm < self.max_grad_norm:  # a pass over all, which a CPU can spare
+                torch.nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
+            finite = norm.isfinite()  # if not, it has spread
             if not self.scaler.is_enabled():  # which leaves such a step out by itself
                 left_out = ~finite | left_out
                 if self.read_every > 1 or not finite:
-                    for weight in weights:
-                        weight.grad.nan_to_num_(0.0, 0.0, 0.0)
+                    for gradient in gradients:
+                        gradient.nan_to_num_(0.0, 0.0, 0.0)
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
