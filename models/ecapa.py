@@ -181,5 +181,5 @@ class WeightedMoments(torch.autograd.Function):
 def _clips_in_cache(x):
     """How many of the clips of [B, T, C] to work on at once: all on a GPU, or in a compiled graph."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return len(x)
-    return max(1, 2**19 // x[0].numel())
+        return max(1, len(x))
+    return max(1, 2**19 // x.shape[1:].numel())

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-MIN_SAVED = 76  # products for a number that is mixed; with fewer, mixing the maps takes longer than that gains
-MIN_TILES = 24  # with fewer, mixing the weights does
+MIN_SAVED = 76  # products for a number that is mixed; with fewer, mixing takes longer than that gains
 CHUNK = 2**20  # elements worked on at once: what is made of them stays in the processor's cache
 
 
@@ -59,15 +58,16 @@ def convolve(x, weight):
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.conv2d(x, weight, padding=1)
-    (outputs, channels), (batch, _, height, width) = weight.shape[:2], x.shape
+    (outputs, channels), (height, width) = weight.shape[:2], x.shape[2:]
     filters = [ALONE if size <= 2 else SLIDING for size in (height, width)]
     counts = [-(-size // 2) for size in (height, width)]
     products = math.prod(len(f.data) * n for f, n in zip(filters, counts, strict=True))  # a clip, pair of channels
     saved = (9 * height * width - products) * outputs * channels / (products * (outputs + channels))
-    if saved < MIN_SAVED or batch * math.prod(counts) < MIN_TILES:
+    if saved < MIN_SAVED:  # however many clips there are: an embedding depends on its own clip alone
         return F.conv2d(x, weight, padding=1)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return _Winograd.apply(x.to(dtype), weight, filters, counts)
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    return _Winograd.apply(x, weight, filters, counts)
 
 
 class _Winograd(torch.autograd.Function):
@@ -90,13 +90,14 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx, gradient):
         # Every stage is linear in what comes in: its gradient is the transposed stage.
         (tiles, weights), filters, counts = ctx.saved_tensors, ctx.filters, ctx.counts
-        products = _to_tiles(gradient.permute(0, 2, 3, 1), [_transposed(f.outputs) for f in filters], counts)
         of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            data = [_transposed(f.data) for f in filters]
-            of_x = _from_tiles(torch.bmm(products, weights), data, counts, ctx.shape).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[1]:
-            of_weight = _unmix_weights(torch.bmm(products.mT, tiles), _both(filters), ctx.weight_dtype)
+        with torch.autocast("cpu", enabled=False):
+            products = _to_tiles(gradient.permute(0, 2, 3, 1), [_transposed(f.outputs) for f in filters], counts)
+            if ctx.needs_input_grad[0]:
+                data = [_transposed(f.data) for f in filters]
+                of_x = _from_tiles(torch.bmm(products, weights), data, counts, ctx.shape).permute(0, 3, 1, 2)
+            if ctx.needs_input_grad[1]:
+                of_weight = _unmix_weights(torch.bmm(products.mT, tiles), _both(filters), ctx.weight_dtype)
         return of_x, of_weight, None, None
 
 
@@ -230,7 +231,7 @@ def _both(filters):
 
 def _chunks(x):
     """(start, stop) of parts of x that stay in the processor's cache."""
-    step = max(1, CHUNK // max(1, x[0].numel()))
+    step = max(1, CHUNK // max(1, x[:1].numel()))
     return [(start, min(len(x), start + step)) for start in range(0, len(x), step)]
 
 

@@ -241,15 +241,17 @@ def test_a_loss_without_weight_leaves_its_head_alone(lab, tmp_path):
         (partial(torch.optim.Rprop, lr=0.1), None),  # hasn't it
     ],
 )
-def test_optimizers_are_fused_where_they_can_be(opt_class, wanted):
+def test_optimizers_are_fused_on_a_gpu_where_they_can_be(opt_class, wanted):
     trainer = SupCLR(None, modules={"embedding_model": torch.nn.Linear(2, 2)}, opt_class=opt_class)
 
     def fused():
         trainer.init_optimizers()
         return trainer.optimizers_dict["optimizer"].param_groups[0].get("fused")
 
+    assert not fused()
+    trainer.device_type = "cuda"
     assert fused() is wanted
-    trainer.scaler = torch.GradScaler("cpu", enabled=True)  # as in fp16 on a GPU
+    trainer.scaler = torch.GradScaler("cpu", enabled=True)  # as in fp16
     assert fused() is (wanted and None)
 
 

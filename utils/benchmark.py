@@ -265,7 +265,7 @@ def step_part(bench):
     median = statistics.median(sum(lap.values()) for lap in step.laps)
     reached, most = flops / median, ceiling(bench.device, bench.precision, **bench.size["ceiling"])
     direct = {}  # own layers get the same results by less work
-    if "own layers" in without:
+    if "own layers" in without and not compiled:
         direct["utilisation, by the work of a step without own layers (%)"] = (
             100 * without["own layers"]["flops"] / median / most
         )

@@ -316,10 +316,11 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
             self.checkpointer.add_recoverables(self.optimizers_dict)
 
     def _fused(self):
-        """One pass over weights, gradients and momentum, where the optimizer has it and the YAML doesn't choose. Not in
-        fp16 on a GPU: a first step that overflows would leave SGD's momentum uninitialised."""
+        """On a GPU one pass over weights, gradients and momentum, where the optimizer has it and the YAML doesn't
+        choose. Not in fp16: a first step that overflows would leave SGD's momentum uninitialised. Not on a CPU: it
+        gains little, and takes tensors of different strides for alike."""
         chosen = {"foreach", "differentiable", "fused"} & set(getattr(self.opt_class, "keywords", ()))
-        able = "fused" in inspect.signature(self.opt_class).parameters and self.device_type in ("cpu", "cuda")
+        able = "fused" in inspect.signature(self.opt_class).parameters and self.device_type == "cuda"
         return {"fused": True} if able and not chosen and not self.scaler.is_enabled() else {}
 
     def on_fit_batch_start(self, batch, should_step):
