@@ -255,6 +255,16 @@ def test_optimizers_are_fused_on_a_gpu_where_they_can_be(opt_class, wanted):
     assert fused() is (wanted and None)
 
 
+def test_a_state_saved_on_a_gpu_does_not_choose_for_a_cpu():
+    """A fused optimizer on a CPU takes tensors of different strides for alike."""
+    trainer = SupCLR(None, modules={"embedding_model": torch.nn.Linear(2, 2)}, opt_class=partial(torch.optim.SGD, lr=1))
+    trainer.init_optimizers()
+    saved = torch.optim.SGD(trainer.modules.parameters(), lr=0.5, momentum=0.9, fused=True).state_dict()
+    trainer.optimizers_dict["optimizer"].load_state_dict(saved)
+    group = trainer.optimizers_dict["optimizer"].param_groups[0]
+    assert not group["fused"] and (group["lr"], group["momentum"]) == (0.5, 0.9)
+
+
 def train(lab, brain_class, folder, *args):
     """Train two tasks in this process; hparams (with the classifier's first state) and modules."""
     hparams, run_opts, data = lab.load(

@@ -227,6 +227,12 @@ class FiniteSteps:
             logger.warning("%s. They are left out.", said)
 
 
+def _fused_as_made(optimizer):
+    """Undo that a loaded state brings the choice of the device that it was saved on."""
+    for group in optimizer.param_groups:
+        group.update({name: value for name, value in optimizer.defaults.items() if name == "fused"})
+
+
 def _seconds_to_save(modules):
     """What a first checkpoint may take, until one has been timed: weights and momentum at 200 MB a second."""
     return sum(2 * weight.numel() * weight.element_size() for weight in modules.parameters()) / 2e8
@@ -312,6 +318,8 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
             groups["predictor_optimizer"] = predictor
         fused = self._fused()
         self.optimizers_dict = {name: self.opt_class(parameters, **fused) for name, parameters in groups.items()}
+        for optimizer in self.optimizers_dict.values():
+            optimizer.register_load_state_dict_post_hook(_fused_as_made)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(self.optimizers_dict)
 
