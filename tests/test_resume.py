@@ -255,14 +255,32 @@ def test_optimizers_are_fused_on_a_gpu_where_they_can_be(opt_class, wanted):
     assert fused() is (wanted and None)
 
 
-def test_a_state_saved_on_a_gpu_does_not_choose_for_a_cpu():
+@pytest.mark.parametrize("opt_class", [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW])
+def test_a_state_saved_on_a_gpu_does_not_choose_for_a_cpu(opt_class):
     """A fused optimizer on a CPU takes tensors of different strides for alike."""
-    trainer = SupCLR(None, modules={"embedding_model": torch.nn.Linear(2, 2)}, opt_class=partial(torch.optim.SGD, lr=1))
+    trainer = SupCLR(None, modules={"embedding_model": torch.nn.Linear(2, 2)}, opt_class=partial(opt_class, lr=1))
     trainer.init_optimizers()
-    saved = torch.optim.SGD(trainer.modules.parameters(), lr=0.5, momentum=0.9, fused=True).state_dict()
+    saved = opt_class(trainer.modules.parameters(), lr=0.5, fused=True).state_dict()
     trainer.optimizers_dict["optimizer"].load_state_dict(saved)
     group = trainer.optimizers_dict["optimizer"].param_groups[0]
-    assert not group["fused"] and (group["lr"], group["momentum"]) == (0.5, 0.9)
+    assert not group["fused"] and group["lr"] == 0.5 and saved["param_groups"][0]["fused"]
+
+
+def test_a_state_saved_on_a_cpu_goes_to_a_gpu():
+    """The fused Adam needs its count of steps there too."""
+    network = torch.nn.Linear(2, 2)
+    saving = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    saving.step()
+    saved = saving.state_dict()
+    trainer = SupCLR(None, modules={"embedding_model": network}, opt_class=torch.optim.AdamW)
+    trainer.modules.to("meta")
+    trainer.device_type = "cuda"
+    trainer.init_optimizers()
+    optimizer = trainer.optimizers_dict["optimizer"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["fused"]
+    assert {state["step"].device.type for state in optimizer.state.values()} == {"meta"}
 
 
 def train(lab, brain_class, folder, *args):

@@ -227,10 +227,12 @@ class FiniteSteps:
             logger.warning("%s. They are left out.", said)
 
 
-def _fused_as_made(optimizer):
-    """Undo that a loaded state brings the choice of the device that it was saved on."""
-    for group in optimizer.param_groups:
-        group.update({name: value for name, value in optimizer.defaults.items() if name == "fused"})
+def _fused_as_made(optimizer, state):
+    """The state to load, without the choice of the device that it was saved on: loading it goes by what is in there."""
+    if "fused" not in optimizer.defaults:
+        return state
+    chosen = {"fused": optimizer.defaults["fused"]}
+    return {**state, "param_groups": [{**group, **chosen} for group in state["param_groups"]]}
 
 
 def _seconds_to_save(modules):
@@ -319,7 +321,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         fused = self._fused()
         self.optimizers_dict = {name: self.opt_class(parameters, **fused) for name, parameters in groups.items()}
         for optimizer in self.optimizers_dict.values():
-            optimizer.register_load_state_dict_post_hook(_fused_as_made)
+            optimizer.register_load_state_dict_pre_hook(_fused_as_made)
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(self.optimizers_dict)
 
