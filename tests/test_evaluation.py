@@ -4,6 +4,7 @@ import collections
 import copy
 import hashlib
 import shutil
+import tracemalloc
 from pathlib import Path
 
 from datasets.selection import PROTOCOLS
@@ -281,6 +282,49 @@ def test_embeddings_go_elsewhere_where_the_encoders_folder_cannot_be_written(emb
     first = cache.get(embedder, store, [0, 1])
     assert np.array_equal(cache.get(embedder, store, [1, 0]), first[::-1]) and embedder.n_embedded == 2
     assert str(tmp_path / "run") in caplog.text
+
+
+class Vectors:
+    """An embedder and its store: 2000 clips of 200 features, of which each has its own number."""
+
+    ids, dim = np.array([f"{k}.wav" for k in range(2000)]), 200
+
+    def embed(self, store, clips, what):
+        return ((place, np.full(self.dim, clip, np.float32)) for place, clip in enumerate(clips))
+
+    @staticmethod
+    def key():
+        return "key"
+
+
+def test_vectors_of_two_sizes_make_no_cache(tmp_path):
+    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
+        EmbeddingCache(str(tmp_path))._write("x.npz", {"a": np.zeros(3, np.float32), "b": np.zeros(4, np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield tracemalloc
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_memory_holds_the_vectors_twice_at_most(tmp_path, again, traced):
+    """While they are computed, or read, and put in order; once from then on."""
+    cache, vectors, clips = EmbeddingCache(str(tmp_path)), Vectors(), np.arange(2000)
+    size = 4 * len(clips) * vectors.dim
+    if again:
+        cache.get(vectors, vectors, clips)
+    traced.reset_peak()
+    found = cache.get(vectors, vectors, clips)
+    left, peak = traced.get_traced_memory()
+    assert left < 1.2 * size and peak < 2.8 * size  # with some hundred bytes for a clip's id, place and array
+    traced.reset_peak()
+    inputs = standardise(found, 1500)
+    assert inputs is found and traced.get_traced_memory()[1] < 2 * size
+    assert np.shares_memory(Embedded(inputs, np.zeros(2000, int)).vectors.numpy(), found)
 
 
 # The probe

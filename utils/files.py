@@ -38,8 +38,8 @@ def write_atomically(path, content):
     ----------
     path : str or Path
         The file; folders that are missing are made.
-    content : str or bytes
-        Its content; text is written as UTF-8.
+    content : str, bytes or callable
+        Its content; text is written as UTF-8. A callable writes it to the open binary file that it is given.
 
     Raises
     ------
@@ -54,7 +54,10 @@ def write_atomically(path, content):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
-                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode("utf-8") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name with no content
             os.replace(aside, path)

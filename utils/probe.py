@@ -33,13 +33,13 @@ class Embedded(Dataset):
     Parameters
     ----------
     vectors : numpy.ndarray
-        [n, D].
+        [n, D]; not copied.
     labels : numpy.ndarray
         [n].
     """
 
     def __init__(self, vectors, labels):
-        self.vectors, self.labels = torch.tensor(vectors), torch.tensor(labels)
+        self.vectors, self.labels = torch.from_numpy(vectors), torch.tensor(labels)
 
     def __len__(self):
         return len(self.labels)
@@ -145,7 +145,7 @@ def confusion_matrix(classifier, test, n_classes):
 
 
 def standardise(vectors, n_train):
-    """Give every feature mean 0 and standard deviation 1 over the first `n_train` vectors.
+    """Give every feature mean 0 and standard deviation 1 over the first `n_train` vectors, in place.
 
     The classifier stays linear; its SGD no longer depends on the scale of an encoder's embeddings, as with the norm
     without weights ahead of the probe in MAE (arXiv 2111.06377, appendix A.1).
@@ -153,17 +153,22 @@ def standardise(vectors, n_train):
     Parameters
     ----------
     vectors : numpy.ndarray
-        [n, D].
+        [n, D] float32.
     n_train : int
         The training clips are the first ones.
 
     Returns
     -------
     numpy.ndarray
-        [n, D].
+        The same [n, D].
     """
-    mean, std = vectors[:n_train].mean(0), vectors[:n_train].std(0)
-    return (vectors - mean) / np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0)
+    train = vectors[:n_train]
+    mean = train.mean(0, dtype=np.float64)
+    parts = np.array_split(train, max(1, n_train // 256))  # of all it would be copies
+    std = np.sqrt(sum(np.square(part - mean).sum(0) for part in parts) / n_train)
+    vectors -= mean.astype(np.float32)
+    vectors /= np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0).astype(np.float32)
+    return vectors
 
 
 class Evaluation:
