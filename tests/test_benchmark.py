@@ -28,7 +28,12 @@ PARTS = {
     "saving": ("in the middle of a task (MB)", "at its end", "share of the task's time", "share before the task's end"),
     "start": ("import torch", "--help", "a wrong setting", "first step"),
     "evaluation": ("bare inference", "embedding", "plain way / this", "probe training"),
-    "growth": ("2x clips: own memory", "2 tasks: last task / second"),
+    "growth": (
+        "2x clips: own memory",
+        "2x clips: two views from the store",
+        "2 tasks: last task / second",
+        "2 tasks: judging the last encoder: own memory",
+    ),
 }
 
 

@@ -42,13 +42,13 @@ from datasets.us8k import load as load_us8k
 from models import pann
 from utils import loop
 from utils.brain import TaskBrain, embed
-from utils.checkpoints import AtomicCheckpointer
+from utils.checkpoints import AtomicCheckpointer, load_weights
 from utils.config import effective_option, load_config, parse_arguments, user_errors
 from utils.costs import peak_memory
-from utils.embeddings import EmbeddingCache
+from utils.embeddings import EmbeddingCache, cache_beside, make_embedder
 from utils.files import write_atomically
 from utils.loop import plan_tasks, train_tasks
-from utils.probe import Embedded, ProbeBrain, evaluate_encoders, fit_probe
+from utils.probe import Embedded, Evaluation, ProbeBrain, evaluate_encoders, fit_probe
 
 import numpy as np
 import pandas as pd
@@ -298,7 +298,7 @@ def _levers(bench):
 
 def without_part(bench):
     """A step without one of the levers, or, as PyTorch and SpeechBrain do unasked, without all."""
-    off = LEVERS if bench.lever == "all" else [bench.lever]
+    off = LEVERS if bench.argument == "all" else [bench.argument]
     if "kept memory" in off:
         patch.object(loop, "keep_freed_memory", lambda: None).start()  # complains where the name is gone
     if "low precision" in off:
@@ -479,16 +479,38 @@ def start_part(bench):
 
 
 def growth_part(bench):
-    """Memory and time of a training of some steps a task, in two epochs: the second forks workers of a used process."""
+    """Preparing, reading, training of some steps a task, and judging. In two epochs, as the second forks workers of a
+    used process."""
     begun = time.perf_counter()
-    bench.data()
+    data = bench.data()
     prepared = time.perf_counter() - begun
-    seconds, _ = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"], epochs=2)
+    rows, crop = data.split("train"), round(bench.hparams["train_duration"] * bench.hparams["sample_rate"])
+    views = ViewDataset(rows, data.store, crop, len(data.classes), NoMixup(), 0, 0)
+    keys = [(1 + i // len(rows), i % len(rows)) for i in range(bench.size["items"])]
+    views_a_second = rate_of(views.__getitem__, keys)
+    seconds, folders = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"], epochs=2)
     return {
-        "prepare": prepared,
-        "second": seconds[1],  # the first also warms up
-        "last": seconds[-1],
-        "own memory": memory_of.peak,
+        "preparing (s)": prepared,
+        "two views from the store, one core (items/s)": views_a_second,
+        "last task (s)": seconds[-1],
+        "last task / second (x)": seconds[-1] / seconds[1],  # the first also warms up
+        "own memory, at most (MB)": memory_of.peak / 1e6,
+        **bench.other_part("judging", folders[-1]),
+    }
+
+
+def judging_part(bench):
+    """Embedding all clips with the last encoder, and training its probe: `seen`, after the last task."""
+    hparams, run_opts, data = bench.evaluation("seen")
+    load_weights(bench.argument, {"embedding_model": hparams["modules"]["embedding_model"]})
+    evaluation = Evaluation(_brain_of("linclf_train", ProbeBrain), hparams, run_opts, data)
+    embedder, cache = make_embedder(hparams, run_opts), cache_beside(bench.argument, hparams["output_folder"])
+    begun = time.perf_counter()
+    evaluation.judge(bench.n_tasks - 1, embedder, cache, bench.work / "judged.json", "last encoder")
+    return {
+        "judging the last encoder (clips/s)": embedder.n_embedded / (time.perf_counter() - begun),
+        # What is freed is kept, so this is the most there was.
+        "judging the last encoder: own memory, at most (MB)": own_memory() / 1e6,
     }
 
 
@@ -526,6 +548,7 @@ PARTS = {
     "evaluation": evaluation_part,
     "growth": growth_part,
 }
+INNER_PARTS = {"without": without_part, "judging": judging_part}  # of others
 
 
 class Bench:
@@ -542,13 +565,13 @@ class Bench:
     n_clips, n_tasks : int
         Size of the synthetic data.
     quick : bool
-    lever : str
-        What `without_part` goes without.
+    argument : str
+        What `without_part` goes without; the encoder's task folder for `judging_part`.
     """
 
-    def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick, lever=""):
+    def __init__(self, yaml, arguments, work, n_clips, n_tasks, quick, argument=""):
         self.work, self.quick, self.size = Path(work), quick, SIZES["quick" if quick else "full"]
-        self.n_clips, self.n_tasks, self.lever = n_clips, n_tasks, lever
+        self.n_clips, self.n_tasks, self.argument = n_clips, n_tasks, argument
         self.sounds, self.yaml = self.work / f"sounds-{n_clips}", Path(yaml)
         if not self.sounds.exists():
             write_clips(self.sounds, n_clips)
@@ -566,11 +589,11 @@ class Bench:
         file, run_opts, overrides = parse_arguments(__doc__, [str(yaml), *arguments])
         return load_config(file, overrides, run_opts), run_opts
 
-    def other_part(self, name, lever):
+    def other_part(self, name, argument):
         """The figures of a part in another process, with the same settings."""
         given = self.arguments[: len(self.arguments) - len(self.common) - 1]
         sizes = (str(self.work), self.n_clips, self.n_tasks, self.quick)
-        return run_part(name, str(self.yaml), given, *sizes, lever)
+        return run_part(name, str(self.yaml), given, *sizes, argument)
 
     def data(self):
         """Prepare the synthetic clips, as the trainer does."""
@@ -610,10 +633,10 @@ def _brain_of(script, base):
     return next(v for v in vars(module).values() if isinstance(v, type) and issubclass(v, base) and v is not base)
 
 
-def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick, lever=""):
+def run_part(name, yaml, arguments, work, n_clips, n_tasks, quick, argument=""):
     """Run a part in a process of its own; its figures and its peak memory, {name: figure}."""
     call = [sys.executable, "-m", "utils.benchmark", yaml, *arguments, "--part", name, "--work", work]
-    call += ["--clips", str(n_clips), "--tasks", str(n_tasks), "--lever", lever, *(["--quick"] if quick else [])]
+    call += ["--clips", str(n_clips), "--tasks", str(n_tasks), "--argument", argument, *(["--quick"] if quick else [])]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, cwd=REPO)
     if done.returncode:
         raise InputError(f"The part {name} of the benchmark has failed, see above.")
@@ -627,9 +650,8 @@ def growth(yaml, arguments, work, quick):
     settings += [(size["clips"], n_tasks, f"{n_tasks} tasks") for n_tasks in size["tasks"]]
     for n_clips, n_tasks, what in tqdm(settings, desc="growth", disable=not sys.stderr.isatty(), leave=False):
         found = run_part("growth", yaml, arguments, work, n_clips, n_tasks, quick)
-        figures[f"{what}: own memory, at most (MB)"] = found["own memory"] / 1e6
-        figures[f"{what}: preparing (s)"] = found["prepare"]
-        figures[f"{what}: last task / second (x)"] = found["last"] / found["second"]
+        del found["peak memory (MB)"]  # with the pages of the store
+        figures |= {f"{what}: {name}": value for name, value in found.items()}
     return figures
 
 
@@ -657,15 +679,13 @@ def main():
     parser.add_argument("--quick", action="store_true", help="only show that all of it runs")
     parser.add_argument("--parts", default=",".join(PARTS), help="of them, with commas between")
     parser.add_argument("--output", help="a JSON file")
-    for name in ("part", "work", "clips", "tasks", "lever"):  # how it calls itself
+    for name in ("part", "work", "clips", "tasks", "argument"):  # how it calls itself
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     own, arguments = parser.parse_known_args()
     with user_errors():
         if own.part:
-            bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick, own.lever)
-            figures = {
-                name: float(value) for name, value in {**PARTS, "without": without_part}[own.part](bench).items()
-            }
+            bench = Bench(own.yaml, arguments, own.work, int(own.clips), int(own.tasks), own.quick, own.argument)
+            figures = {name: float(value) for name, value in {**PARTS, **INNER_PARTS}[own.part](bench).items()}
             print(json.dumps({**figures, "peak memory (MB)": peak_memory(torch.device(bench.device)) / 1e6}))
             return
         unknown = set(parts := own.parts.split(",")) - PARTS.keys()
