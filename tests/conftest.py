@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads decides some bits: the same in all processes
+
 from datasets import demo
 from datasets.prepare import DATA_KEYS, prepare
 from utils.config import load_config, parse_arguments
