@@ -285,9 +285,10 @@ def test_embeddings_go_elsewhere_where_the_encoders_folder_cannot_be_written(emb
 
 
 class Vectors:
-    """An embedder and its store: 2000 clips of 200 features, of which each has its own number."""
+    """An embedder and its store: 2000 clips of 5000 features, of which each has its own number. 40 MB of vectors, since
+    `numpy.savez` copies 16 at a time."""
 
-    ids, dim = np.array([f"{k}.wav" for k in range(2000)]), 200
+    ids, dim = np.array([f"{k}.wav" for k in range(2000)]), 5000
 
     def embed(self, store, clips, what):
         return ((place, np.full(self.dim, clip, np.float32)) for place, clip in enumerate(clips))
@@ -295,12 +296,6 @@ class Vectors:
     @staticmethod
     def key():
         return "key"
-
-
-def test_vectors_of_two_sizes_make_no_cache(tmp_path):
-    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
-        EmbeddingCache(str(tmp_path))._write("x.npz", {"a": np.zeros(3, np.float32), "b": np.zeros(4, np.float32)})
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -320,7 +315,7 @@ def test_memory_holds_the_vectors_twice_at_most(tmp_path, again, traced):
     traced.reset_peak()
     found = cache.get(vectors, vectors, clips)
     left, peak = traced.get_traced_memory()
-    assert left < 1.2 * size and peak < 2.8 * size  # with some hundred bytes for a clip's id, place and array
+    assert left < 1.2 * size and peak < 2.6 * size
     traced.reset_peak()
     inputs = standardise(found, 1500)
     assert inputs is found and traced.get_traced_memory()[1] < 2 * size

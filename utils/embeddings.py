@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import sys
-import zipfile
 
 from datasets.arrays import DamagedArrays, read_arrays
 from datasets.batches import equal_length_batches
@@ -195,21 +194,8 @@ class EmbeddingCache:
         return dict(zip(ids.tolist(), vectors, strict=True))
 
     def _write(self, name, known):
-        """Write what `numpy.savez` would, without a second copy of the vectors."""
-
         def content(file):
-            vectors = iter(known.values())
-            first = next(vectors)
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(known), *first.shape)}
-            with zipfile.ZipFile(file, "w") as archive:
-                with archive.open("ids.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, np.array(list(known)), allow_pickle=False)
-                with archive.open("vectors.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array_header_1_0(entry, header)
-                    for vector in (first, *vectors):
-                        if vector.shape != first.shape:
-                            raise ValueError(f"Vectors of {first.shape} and {vector.shape} in one cache.")
-                        entry.write(vector.astype("<f4", copy=False).tobytes())
+            np.savez(file, ids=np.array(list(known)), vectors=np.stack(list(known.values())))
 
         try:
             write_atomically(os.path.join(self.folder, name), content)
