@@ -109,6 +109,13 @@ def rate_of(function, items):
     return len(items) / (time.perf_counter() - begun)
 
 
+def two_views(bench, rows, store, n_classes):
+    """Items of two random crops of a clip, and keys of as many of them as are timed."""
+    crop = round(bench.hparams["train_duration"] * bench.hparams["sample_rate"])
+    keys = [(1 + i // len(rows), i % len(rows)) for i in range(bench.size["items"])]
+    return ViewDataset(rows, store, crop, n_classes, NoMixup(), 0, 0), keys
+
+
 # ---------------------------------------------------------------- the parts; each returns {name: figure}
 
 
@@ -125,21 +132,19 @@ def store_part(bench):
     begun = time.perf_counter()
     open_store(bench.sounds, paths, rate, bench.work / "store", progress=False)
     opened = time.perf_counter() - begun
-    crop = round(bench.hparams["train_duration"] * rate)
     live = open_store(bench.sounds, paths, rate, None, progress=False)
-    views = {s: ViewDataset(rows, s, crop, len(classes), NoMixup(), 0, 0) for s in (store, live)}
-    keys = [(1 + i // len(paths), i % len(paths)) for i in range(bench.size["items"])]
+    (views, keys), (views_live, _) = (two_views(bench, rows, s, len(classes)) for s in (store, live))
     figures = {
         "decoding, one core (clips/s)": decoded,
         "building the store (clips/s)": built,
         "building / one decode pass on one core (x)": built / decoded,
         "opening a built store (ms)": 1000 * opened,
-        "two views from the store, one core (items/s)": rate_of(views[store].__getitem__, keys),
-        "two views by decoding, one core (items/s)": rate_of(views[live].__getitem__, keys[: len(paths)]),
+        "two views from the store, one core (items/s)": rate_of(views.__getitem__, keys),
+        "two views by decoding, one core (items/s)": rate_of(views_live.__getitem__, keys[: len(paths)]),
     }
     figures["store / decoding (x)"] = figures["two views from the store, one core (items/s)"] / decoded
     for workers in (0, 1, 2):
-        loader = DataLoader(views[store], batch_size=32, sampler=keys, num_workers=workers, collate_fn=PaddedBatch)
+        loader = DataLoader(views, batch_size=32, sampler=keys, num_workers=workers, collate_fn=PaddedBatch)
         begun = time.perf_counter()
         n_items = sum(len(batch.id) for batch in loader)
         figures[f"two views from the store, {workers} workers (items/s)"] = n_items / (time.perf_counter() - begun)
@@ -484,9 +489,7 @@ def growth_part(bench):
     begun = time.perf_counter()
     data = bench.data()
     prepared = time.perf_counter() - begun
-    rows, crop = data.split("train"), round(bench.hparams["train_duration"] * bench.hparams["sample_rate"])
-    views = ViewDataset(rows, data.store, crop, len(data.classes), NoMixup(), 0, 0)
-    keys = [(1 + i // len(rows), i % len(rows)) for i in range(bench.size["items"])]
+    views, keys = two_views(bench, data.split("train"), data.store, len(data.classes))
     views_a_second = rate_of(views.__getitem__, keys)
     seconds, folders = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"], epochs=2)
     return {
