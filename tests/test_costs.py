@@ -23,7 +23,7 @@ GOOD = {"train_seconds": 5.0, "peak_memory_bytes": 1, "device": "cpu"}
 def clock(monkeypatch):
     """A clock that is set by hand: a list with the seconds it shows."""
     shown = [100.0]
-    monkeypatch.setattr(costs.time, "monotonic", lambda: shown[0])
+    monkeypatch.setattr(costs, "monotonic", lambda: shown[0])
     return shown
 
 

@@ -19,11 +19,13 @@ from utils.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weight
 from utils.config import user_errors
 from utils.embeddings import EmbeddingCache
 from utils.files import REMEDIES, LogFile, read_json, write_atomically, write_json
+from utils.loop import workers_ended
 from utils.progress import RunProgress
 
 import numpy as np
 import pytest
 import torch
+from speechbrain.dataio.dataloader import SaveableDataLoader
 from test_bad_input import Desk, write_sounds
 from test_store import Crops, only_folder, simple  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader
@@ -454,5 +456,7 @@ def test_damage_that_a_worker_finds_is_one_line(simple, tmp_path, capsys):  # no
                          (lambda: os.unlink(os.path.join(data, paths[0])), "no such file")):  # fmt: skip
         spoil()
         with pytest.raises(SystemExit) as stop, user_errors():
-            list(itertools.islice(DataLoader(Crops(store), batch_size=None, num_workers=1), 6))
+            loader = SaveableDataLoader(Crops(store), batch_size=None, num_workers=1)
+            with workers_ended(loader):
+                list(itertools.islice(loader, 6))
         assert_refused(stop.value.code, capsys.readouterr().err, words)

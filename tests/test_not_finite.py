@@ -1,6 +1,7 @@
 """A loss, a gradient or weights that are not finite: which clips, when it stops, and what is kept."""
 
 import contextlib
+import multiprocessing
 import runpy
 import sys
 import traceback
@@ -126,6 +127,13 @@ def test_the_patience_is_spent_in_an_epoch(lab, tmp_path):
         train(lab, tmp_path, "--nonfinite_patience=2", views=steps)
     hparams, _, _ = lab.load("us8k/simclr_train.yaml", f"--output_base={tmp_path}")
     assert_finite_checkpoint(tmp_path / "simclr+seed_2022", 1, hparams["modules"])
+
+
+def test_an_error_ends_the_loaders_workers_first(lab, tmp_path):
+    """Its traceback keeps the loader's iterator alive; a worker that outlives it is waited for at exit."""
+    with pytest.raises(InputError, match="step 2") as error:
+        train(lab, tmp_path, "--num_workers=2", "--nonfinite_patience=0", losses=[(1, 2)])
+    assert error.tb is not None and multiprocessing.active_children() == []
 
 
 def test_epochs_shorter_than_the_patience_end_it_too(lab, tmp_path):

@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 from supclr_train import SupCLR
 from utils import brain, loop
@@ -398,6 +397,6 @@ def test_saving_keeps_to_its_share_of_the_time(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", save)
     monkeypatch.setattr(TaskBrain, "on_stage_start", start)
     monkeypatch.setattr(brain, "_seconds_to_save", lambda modules: 0.3)
-    monkeypatch.setattr(brain, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(brain, "monotonic", lambda: now[0])
     train(lab, SupCLR, tmp_path, "--ckpt_overhead=0.1", "--number_of_epochs=20", "--task_classes=[[3,8]]")
     assert saved == [3, 8, 13, 18, 20]

@@ -279,7 +279,7 @@ def test_a_signal_that_no_step_asks_for_ends_the_run_after_the_training():
 def test_torchrun_may_pass_on_a_signal_that_was_there_already(monkeypatch):
     """A cluster signals all processes of a job, torchrun its workers then once more: that is no second signal."""
     killed, now, before = [], [100.0], {number: signal.getsignal(number) for number in signals_module.SIGNALS}
-    monkeypatch.setattr(signals_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals_module, "monotonic", lambda: now[0])
     for launched in (True, False):
         monkeypatch.setattr(signals_module, "launched", lambda launched=launched: launched)
         signals = StopSignals()

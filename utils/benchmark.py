@@ -26,9 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from pathlib import Path
+from time import perf_counter
 from unittest.mock import patch
 
 from datasets.audio import load_mono
@@ -103,10 +103,10 @@ def write_clips(folder, n_clips):
 
 def rate_of(function, items):
     """Items a second of calling `function` on each."""
-    begun = time.perf_counter()
+    begun = perf_counter()
     for item in items:
         function(item)
-    return len(items) / (time.perf_counter() - begun)
+    return len(items) / (perf_counter() - begun)
 
 
 def two_views(bench, rows, store, n_classes):
@@ -126,12 +126,12 @@ def store_part(bench):
     paths, rate = list(rows["wav_path"]), bench.hparams["sample_rate"]
     files = [os.path.join(bench.sounds, path) for path in paths]
     decoded = rate_of(lambda file: load_mono(file, rate), files)
-    begun = time.perf_counter()
+    begun = perf_counter()
     store = open_store(bench.sounds, paths, rate, bench.work / "store", progress=False)
-    built = len(paths) / (time.perf_counter() - begun)
-    begun = time.perf_counter()
+    built = len(paths) / (perf_counter() - begun)
+    begun = perf_counter()
     open_store(bench.sounds, paths, rate, bench.work / "store", progress=False)
-    opened = time.perf_counter() - begun
+    opened = perf_counter() - begun
     live = open_store(bench.sounds, paths, rate, None, progress=False)
     (views, keys), (views_live, _) = (two_views(bench, rows, s, len(classes)) for s in (store, live))
     figures = {
@@ -145,9 +145,9 @@ def store_part(bench):
     figures["store / decoding (x)"] = figures["two views from the store, one core (items/s)"] / decoded
     for workers in (0, 1, 2):
         loader = DataLoader(views, batch_size=32, sampler=keys, num_workers=workers, collate_fn=PaddedBatch)
-        begun = time.perf_counter()
+        begun = perf_counter()
         n_items = sum(len(batch.id) for batch in loader)
-        figures[f"two views from the store, {workers} workers (items/s)"] = n_items / (time.perf_counter() - begun)
+        figures[f"two views from the store, {workers} workers (items/s)"] = n_items / (perf_counter() - begun)
     return figures
 
 
@@ -161,7 +161,7 @@ class Clock:
     def lap(self, name):
         """What went on since the last call was `name`; None: it doesn't count."""
         self.wait()
-        now = time.perf_counter()
+        now = perf_counter()
         if name is not None and self.last is not None:
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
@@ -345,18 +345,18 @@ def evaluation_part(bench):
 
     def get(self, *args):
         nonlocal embedding
-        begun = time.perf_counter()
+        begun = perf_counter()
         vectors = inner(self, *args)
-        embedding += time.perf_counter() - begun
+        embedding += perf_counter() - begun
         return vectors
 
     EmbeddingCache.get = get
     for kind in PROTOCOLS:
         hparams, run_opts, data = bench.evaluation(kind)
         random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
-        begun = time.perf_counter()
+        begun = perf_counter()
         results = evaluate_encoders(probe_class, hparams, run_opts, data, folders, random_weights)
-        whole += time.perf_counter() - begun
+        whole += perf_counter() - begun
         n_embedded += results["n_embedded"]
         floors = 1 if kind == "full" else len(folders)
         for n_rows in [_split_sizes(hparams, data, kind, t) for t in [*range(len(folders)), *range(floors)]]:
@@ -386,9 +386,9 @@ def _probe_seconds(probe_class, hparams, run_opts, dim=2048, n_clips=1800):
         for n in (n_clips, n_clips // 8)
     )
     hparams = {**hparams, "classifier": functools.partial(hparams["classifier"].func, emb_dim=dim)}
-    begun = time.perf_counter()
+    begun = perf_counter()
     fit_probe(probe_class, hparams, run_opts, n_classes, train, valid, False)
-    return time.perf_counter() - begun
+    return perf_counter() - begun
 
 
 def _bare_rate(modules, wav, device, repeats):
@@ -417,9 +417,9 @@ def saving_part(bench):
     saves, inner = [], AtomicCheckpointer.save_and_keep_only
 
     def timed_save(self, *args, **kwargs):
-        begun = time.perf_counter()
+        begun = perf_counter()
         inner(self, *args, **kwargs)
-        seconds = time.perf_counter() - begun
+        seconds = perf_counter() - begun
         (folder,) = (path for path in Path(self.checkpoints_dir).iterdir() if path.is_dir())
         saves.append((seconds, sum(file.stat().st_size for file in folder.iterdir())))
 
@@ -473,9 +473,9 @@ def start_part(bench):
         seconds = []
         for _ in range(bench.size["starts"]):
             with tempfile.TemporaryFile() as said:  # a pipe would be waited for until all workers have let it go
-                begun, how = time.perf_counter(), {"stdout": said, "stderr": said, "cwd": REPO, "env": ENVIRONMENT}
+                begun, how = perf_counter(), {"stdout": said, "stderr": said, "cwd": REPO, "env": ENVIRONMENT}
                 done = subprocess.run([sys.executable, *command], **how)
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(perf_counter() - begun)
                 said.seek(0)
                 if done.returncode != code:
                     raise InputError(f"{name} of the benchmark has failed: {said.read().decode()[-1000:]}")
@@ -486,9 +486,9 @@ def start_part(bench):
 def growth_part(bench):
     """Preparing, reading, training of some steps a task, and judging. In two epochs, as the second forks workers of a
     used process."""
-    begun = time.perf_counter()
+    begun = perf_counter()
     data = bench.data()
-    prepared = time.perf_counter() - begun
+    prepared = perf_counter() - begun
     views, keys = two_views(bench, data.split("train"), data.store, len(data.classes))
     views_a_second = rate_of(views.__getitem__, keys)
     seconds, folders = bench.train(memory_of(bench.brain_class), steps=bench.size["steps"], epochs=2)
@@ -508,10 +508,10 @@ def judging_part(bench):
     load_weights(bench.argument, {"embedding_model": hparams["modules"]["embedding_model"]})
     evaluation = Evaluation(_brain_of("linclf_train", ProbeBrain), hparams, run_opts, data)
     embedder, cache = make_embedder(hparams, run_opts), cache_beside(bench.argument, hparams["output_folder"])
-    begun = time.perf_counter()
+    begun = perf_counter()
     evaluation.judge(bench.n_tasks - 1, embedder, cache, bench.work / "judged.json", "last encoder")
     return {
-        "judging the last encoder (clips/s)": embedder.n_embedded / (time.perf_counter() - begun),
+        "judging the last encoder (clips/s)": embedder.n_embedded / (perf_counter() - begun),
         # What is freed is kept, so this is the most there was.
         "judging the last encoder: own memory, at most (MB)": own_memory() / 1e6,
     }
@@ -612,9 +612,9 @@ class Bench:
             repeats = -(-steps * hparams["batch_size"] // len(step["rows"]))
             step["rows"] = pd.concat([step["rows"]] * repeats).iloc[: steps * hparams["batch_size"]]
             step["steps"] = steps
-        ends = [time.perf_counter()]
+        ends = [perf_counter()]
         train_tasks(brain_class, hparams, self.run_opts, data, plan, {**hparams["modules"], **heads},
-                    after_task=lambda *_: ends.append(time.perf_counter()))  # fmt: skip
+                    after_task=lambda *_: ends.append(perf_counter()))  # fmt: skip
         save = Path(hparams["save_folder"])
         return list(np.diff(ends)), [str(save / f"task{t}") for t in range(len(plan))]
 

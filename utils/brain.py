@@ -6,8 +6,8 @@ SpeechBrain's.
 
 import inspect
 import logging
-import time
 from dataclasses import dataclass, field
+from time import monotonic
 
 from datasets.errors import InputError
 from utils.checkpoints import DIVERGED
@@ -264,7 +264,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         self.spread, self.has_collapsed = Spread(), False
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
-        self.last_save, self.save_seconds = time.monotonic(), _seconds_to_save(self.modules)
+        self.last_save, self.save_seconds = monotonic(), _seconds_to_save(self.modules)
 
     def on_stage_start(self, stage, epoch=None):
         """The loader's processes are about to be forked."""
@@ -405,11 +405,11 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
                 self.task.best.restore()
             self._save_finished()
         elif self.stopping or ddp_broadcast(
-            time.monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead
+            monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead
         ):
-            begun = time.monotonic()
+            begun = monotonic()
             self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
-            self.last_save = time.monotonic()
+            self.last_save = monotonic()
             self.save_seconds = self.last_save - begun
         self._stop_if_asked()
 

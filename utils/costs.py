@@ -10,8 +10,8 @@ import math
 import re
 import resource
 import sys
-import time
 from pathlib import Path
+from time import monotonic
 
 from utils.distributed import n_processes, process
 from utils.files import write_atomically
@@ -45,14 +45,14 @@ def training_costs(run_folder, device):
     """
     before = read_costs(run_folder) or {"train_seconds": 0.0, "peak_memory_bytes": 0}
     device = torch.device(device)
-    begun = time.monotonic()
+    begun = monotonic()
     times = f"{n_processes()} x " if n_processes() > 1 else ""
 
     def save():
         if process() > 0:
             return
         costs = {
-            "train_seconds": before["train_seconds"] + time.monotonic() - begun,
+            "train_seconds": before["train_seconds"] + monotonic() - begun,
             "peak_memory_bytes": max(before["peak_memory_bytes"], peak_memory(device)),
             "device": times + (torch.cuda.get_device_name(device) if device.type == "cuda" else device.type),
         }

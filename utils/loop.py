@@ -1,8 +1,9 @@
 """The task loop of the encoder trainers: one Brain a task, files the only hand-over."""
 
+import contextlib
 import logging
 import os
-import time
+from time import monotonic
 
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.errors import InputError
@@ -27,10 +28,9 @@ from utils.signals import quiet_worker, stop_signals
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.dataio.dataloader import SaveableDataLoader, make_dataloader
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
-from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,9 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
                 if t > 0:  # what process 0 loads, DDP gives to the others, who may not see the files yet
                     handed_on = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
                     main_only(load_weights)(folders[t - 1], handed_on)
-                begun = time.monotonic()
+                begun = monotonic()
                 train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
-                progress.task_done(t, names[t], time.monotonic() - begun)
+                progress.task_done(t, names[t], monotonic() - begun)
             sweep_replaced(folders[t])
             if after_task is not None:
                 after_task(t, folders[t])
@@ -184,8 +184,26 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
     )
     brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
     valid = _valid_loader(hparams, data, step["valid"])
-    with stop_signals.deferred(), training_costs(hparams["output_folder"], brain.device) as context.save_costs:
+    costs = training_costs(hparams["output_folder"], brain.device)
+    with stop_signals.deferred(), costs as context.save_costs, workers_ended(loader, valid):
         brain.fit(counter, loader, valid, progressbar=False)
+
+
+@contextlib.contextmanager
+def workers_ended(*loaders):
+    """End the loaders' worker processes on leaving, by an error too: its traceback keeps their iterators alive, so they
+    would be waited for while Python exits.
+
+    Parameters
+    ----------
+    *loaders : speechbrain.dataio.dataloader.SaveableDataLoader or None
+    """
+    try:
+        yield
+    finally:
+        for loader in filter(None, loaders):
+            if hasattr(loader._speechbrain_iterator, "_shutdown_workers"):  # it has none with num_workers=0
+                loader._speechbrain_iterator._shutdown_workers()
 
 
 def _views(hparams, data, t, rows, n_views):
@@ -202,4 +220,4 @@ def _valid_loader(hparams, data, rows):
     clips = WholeClips(rows, data.store)
     batches = clips.batches(hparams["batch_size"])[process() :: n_processes()]
     how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
-    return DataLoader(clips, batch_sampler=batches, **how)
+    return SaveableDataLoader(clips, batch_sampler=batches, **how)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-import time
+from time import monotonic
 
 from utils.distributed import launched
 
@@ -69,7 +69,7 @@ class StopSignals:
         if os.getpid() != self._owner:  # a worker that was forked a moment ago
             return
         first = not self.signum
-        if not first and time.monotonic() - self._since < ECHO:
+        if not first and monotonic() - self._since < ECHO:
             return
         if not (first and launched()):
             for number in SIGNALS:
@@ -77,7 +77,7 @@ class StopSignals:
         if not first:
             os.kill(os.getpid(), signum)
             return
-        self.signum, self._since = signum, time.monotonic()
+        self.signum, self._since = signum, monotonic()
         if not self._deferred:
             raise Stopped(signum)
         name = signal.Signals(signum).name
