@@ -17,22 +17,18 @@ Each clip passes each encoder once; embeddings stay beside the checkpoints, so t
 
 import copy
 
-from datasets.prepare import DATA_KEYS, prepare
-from utils.config import JUDGING_KEYS, load_config, parse_arguments, user_errors
-from utils.distributed import one_process_only
-from utils.probe import Evaluation, ProbeBrain, evaluate_encoders
-from utils.results import save_results
-from utils.runs import (
-    LOG_CONFIG,
-    check_run_folder,
-    check_same_encoder,
-    find_checkpoints,
-    open_run_folder,
-    run_settings,
-    save_versions,
-)
-
 import speechbrain as sb
+
+from datasets.prepare import DATA_KEYS, prepare
+from utils.evaluation.probe import Evaluation, ProbeBrain, evaluate_encoders
+from utils.evaluation.saved import check_same_encoder, find_checkpoints
+from utils.results.save import save_results
+from utils.run.arguments import parse_arguments
+from utils.run.config import JUDGING_KEYS, load_config
+from utils.run.exits import user_errors
+from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
+from utils.run.processes import one_process_only
+from utils.run.record import save_versions
 
 
 class LinearProbe(ProbeBrain):

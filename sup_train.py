@@ -18,17 +18,20 @@ replay_num_keep, use_mixup, encoder (with emb_dim), train_duration, batch_size, 
 "Results" in the README has the commands, times and figures of the runs on ESC-10.
 """
 
-from datasets.prepare import DATA_KEYS, prepare
-from utils.brain import TaskBrain
-from utils.config import TRAINING_KEYS, load_config, parse_arguments, user_errors
-from utils.distributed import join_processes, main_first
-from utils.loop import plan_tasks, train_tasks
-from utils.results import save_results
-from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
-from utils.testing import TaskTests
-
 import speechbrain as sb
 import torch.nn.functional as F
+
+from datasets.prepare import DATA_KEYS, prepare
+from utils.evaluation.own_test import TaskTests
+from utils.results.save import save_results
+from utils.run.arguments import parse_arguments
+from utils.run.config import TRAINING_KEYS, load_config
+from utils.run.exits import user_errors
+from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
+from utils.run.processes import join_processes, main_first
+from utils.run.record import save_versions
+from utils.training.brain import TaskBrain
+from utils.training.loop import plan_tasks, train_tasks
 
 
 class Supervised(TaskBrain):

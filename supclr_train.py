@@ -13,14 +13,17 @@ encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epoc
 "Results" in the README has the commands, times and figures of the runs on ESC-10.
 """
 
-from datasets.prepare import DATA_KEYS, prepare
-from utils.brain import TaskBrain
-from utils.config import TRAINING_KEYS, load_config, parse_arguments, user_errors
-from utils.distributed import join_processes, main_first
-from utils.loop import plan_tasks, train_tasks
-from utils.runs import LOG_CONFIG, check_run_folder, open_run_folder, run_settings, save_versions
-
 import speechbrain as sb
+
+from datasets.prepare import DATA_KEYS, prepare
+from utils.run.arguments import parse_arguments
+from utils.run.config import TRAINING_KEYS, load_config
+from utils.run.exits import user_errors
+from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
+from utils.run.processes import join_processes, main_first
+from utils.run.record import save_versions
+from utils.training.brain import TaskBrain
+from utils.training.loop import plan_tasks, train_tasks
 
 
 class SupCLR(TaskBrain):

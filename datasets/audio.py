@@ -5,11 +5,11 @@ Shapes: n = samples of one clip at `sample_rate`.
 
 import os
 
-from datasets.errors import InputError
-
 import numpy as np
 import soundfile as sf
 import soxr
+
+from utils.io.errors import InputError
 
 PEAK_LEVEL = 0.9  # every clip reaches the encoder with this peak
 INT16_PEAK = 32767  # and is kept with this one

@@ -4,11 +4,11 @@ Every draw is a function of (seed, task, epoch, clip), whatever the number of wo
 the dataset together with the clip's place, and no random state lives between two items.
 """
 
-from datasets.errors import InputError
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+
+from utils.io.errors import InputError
 
 
 class NoMixup:
@@ -179,23 +179,23 @@ class EpochSampler(Sampler):
     n_rows, seed, task : int
     batch_size : int
         Rows of a joint batch; a rest that fills none is dropped.
-    process, n_processes : int
+    rank, world_size : int
         Of each joint batch, this process gets its slice: equally many rows, those of process 0 first.
     """
 
-    def __init__(self, n_rows, seed, task, batch_size=1, process=0, n_processes=1):
+    def __init__(self, n_rows, seed, task, batch_size=1, rank=0, world_size=1):
         self.n_rows, self.seed, self.task, self.epoch = n_rows, seed, task, 1
-        self.batch_size, self.process, self.n_processes = batch_size, process, n_processes
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def set_epoch(self, epoch):
         """Set the epoch whose permutation and crops come next; the first is 1."""
         self.epoch = epoch
 
     def __len__(self):
-        return self.n_rows // self.batch_size * (self.batch_size // self.n_processes)
+        return self.n_rows // self.batch_size * (self.batch_size // self.world_size)
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.task, self.epoch]).permutation(self.n_rows)
         steps = self.n_rows // self.batch_size
-        slices = order[: steps * self.batch_size].reshape(steps, self.n_processes, -1)
-        return ((self.epoch, int(place)) for place in slices[:, self.process].ravel())
+        slices = order[: steps * self.batch_size].reshape(steps, self.world_size, -1)
+        return ((self.epoch, int(place)) for place in slices[:, self.rank].ravel())

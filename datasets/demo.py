@@ -21,13 +21,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets import us8k
-from datasets.errors import InputError
-
 import numpy as np
 import soundfile
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import lfilter
+
+from datasets import us8k
+from utils.io.errors import InputError
 
 FOLDS = 10
 COLUMNS = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")

@@ -4,8 +4,8 @@ Reads the published layout, ``meta/esc50.csv`` and ``audio/*``; the file names a
 format.
 """
 
-from datasets.errors import InputError
 from datasets.table import class_names, fold_split, read_metadata, refuse
+from utils.io.errors import InputError
 
 SOURCE = "ESC-50"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")

@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 
+import pandas as pd
+
 from datasets.store import AudioStore, LiveAudio, open_store
 from datasets.tasks import assign_tasks, resolve_tasks
-
-import pandas as pd
 
 DATA_KEYS = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder", "skip_bad_audio")
 

@@ -6,10 +6,10 @@ Every draw is a function of (seed, task), so a clip once kept for replay stays k
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datasets.errors import InputError
-
 import numpy as np
 import pandas as pd
+
+from utils.io.errors import InputError
 
 
 def parse_keep(replay_num_keep):

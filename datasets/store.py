@@ -45,13 +45,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.arrays import DamagedArrays, read_arrays
-from datasets.audio import BadAudio, load_mono, mono_length, open_audio, quantise, resampled_length, to_float
-from datasets.errors import InputError
-
 import filelock
 import numpy as np
 from tqdm import tqdm
+
+from datasets.audio import BadAudio, load_mono, mono_length, open_audio, quantise, resampled_length, to_float
+from utils.io.arrays import DamagedArrays, read_arrays
+from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import hashlib
 import os
 import re
 
-from datasets.errors import InputError
-
 import pandas as pd
+
+from utils.io.errors import InputError
 
 # Told by the text alone: a folder or a file of the data set may be a link, since people link data sets.
 LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")

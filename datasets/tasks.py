@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from datasets.errors import InputError
-from datasets.table import seeded_order
-
 import numpy as np
+
+from datasets.table import seeded_order
+from utils.io.errors import InputError
 
 
 def shuffled(labels, n_tasks, seed):

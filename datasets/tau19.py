@@ -8,10 +8,10 @@ the archives ``TAU-urban-acoustic-scenes-2019-development.audio.{1..21}.zip`` an
 import logging
 import os
 
-from datasets.errors import InputError
-from datasets.table import hold_out, listing, read_metadata, refuse
-
 import pandas as pd
+
+from datasets.table import hold_out, listing, read_metadata, refuse
+from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
 

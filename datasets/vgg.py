@@ -14,11 +14,11 @@ import logging
 import os
 import re
 
-from datasets.errors import InputError
-from datasets.table import hold_out, listing, read_metadata, refuse
-
 import pandas as pd
 import soundfile
+
+from datasets.table import hold_out, listing, read_metadata, refuse
+from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
 

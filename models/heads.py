@@ -3,9 +3,9 @@
 They know no loss. Legend: B clips, D embedding features, C classes.
 """
 
-from models.norms import make_norm
-
 from torch import nn
+
+from models.norms import make_norm
 
 
 class Projector(nn.Sequential):

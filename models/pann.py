@@ -5,12 +5,12 @@ With channels 64, 128, 256, 512, 1024, 2048 this is Cnn14 (PANNs, arXiv 1912.102
 Legend: B clips, T frames, F mel bands, D embedding features.
 """
 
-from models.winograd import convolve
-
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.Cnn14 import ConvBlock, init_bn
 from torch import nn
+
+from models.winograd import convolve
 
 CNN14_CHANNELS = (64, 128, 256, 512, 1024, 2048)
 

@@ -9,11 +9,11 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from datasets.errors import InputError
+import torch
+
 from models.features import PANN_FRONT_ENDS, PANNFeatures
 from models.pann import CNN14_CHANNELS
-
-import torch
+from utils.io.errors import InputError
 
 STFT = "spectrogram_extractor.stft.conv_real.weight"  # [window / 2 + 1, 1, window]
 PANNS = {512: ("PANN Cnn14_16k", "pann_16k"), 1024: ("PANN Cnn14", "pann_32k")}  # window in samples: kind, front end

@@ -9,14 +9,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads decides some bits: the same in all processes
 
-from datasets import demo
-from datasets.prepare import DATA_KEYS, prepare
-from utils.config import load_config, parse_arguments
-
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+
+from datasets import demo
+from datasets.prepare import DATA_KEYS, prepare
+from utils.run.arguments import parse_arguments
+from utils.run.config import load_config
 
 REPO = Path(__file__).parents[1]
 BAR_DEBRIS = (b"\r", b"\x1b[", b"%|", b"it/s", b"s/it", b"clip/s")

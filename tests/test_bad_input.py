@@ -21,13 +21,14 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from utils import config, runs
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 from filelock import FileLock
+
+from utils.run import config
+from utils.run import folder as runs
 
 REPO = Path(__file__).parents[1]
 TRAIN_YAML, PROBE_YAML = (REPO / f"hparams/us8k/{name}_train.yaml" for name in ("supclr", "linclf"))
@@ -304,7 +305,7 @@ BAD_YAML = {
     "unknown argument": ("time_warp: 8", "time_wrap: 8", "time_wrap"),
     "unknown object": ("!new:models.features.SpecAugment", "!new:models.features.Augment", "Augment"),
     "unknown reference": ("!ref <encoder>", "!ref <coder>", "coder"),
-    "precision": ("precision: !apply:utils.hardware.fastest_precision", "precision: fp99", "precision is 'fp99'"),
+    "precision": ("precision: !apply:utils.run.hardware.fastest_precision", "precision: fp99", "precision is 'fp99'"),
     "clip": ("max_grad_norm: 5.0", "max_grad_norm: -1", "max_grad_norm is -1"),
     "rate": ("sample_rate: 16000", "sample_rate: 16 kHz", "sample_rate is '16 kHz'"),
     "tab": ("seed: 2022", "seed:\n\t2022", "is not valid YAML (line"),

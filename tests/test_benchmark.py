@@ -6,10 +6,10 @@ import math
 import subprocess
 import sys
 
-from utils import benchmark
-
 import pytest
 from conftest import REPO
+
+from utils import benchmark
 
 PARTS = {
     "store": ("decoding, one core", "building the store", "two views from the store, 2 workers"),

@@ -1,22 +1,22 @@
-"""utils.collapse: the measures against loops and numpy; measured, logged, drawn and warned of in a training."""
+"""utils.training.collapse: the measures against loops and numpy; measured, logged, drawn, warned of in a training."""
 
 import csv
 import math
 import re
-
-from simclr_train import SimCLR
-from simsiam_train import SimSiam
-from sup_train import Supervised
-from utils import figures
-from utils.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
-from utils.loop import plan_tasks, train_tasks
-from utils.progress import RunProgress
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_report import assert_picture, pixels, png_size
+
+from simclr_train import SimCLR
+from simsiam_train import SimSiam
+from sup_train import Supervised
+from utils.results import figures
+from utils.training.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
+from utils.training.loop import plan_tasks, train_tasks
+from utils.training.progress import RunProgress
 
 MEASURES = ("emb_std", "emb_rank", "rank_max", "z_std", "z_rank")
 

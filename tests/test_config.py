@@ -1,4 +1,4 @@
-"""utils.config: what a user may write, what it means, and which folders a run may have."""
+"""utils.run.config: what a user may write, what it means, and which folders a run may have."""
 
 import json
 import logging
@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from datasets.errors import InputError
-from utils import runs
-from utils.config import load_config, parse_arguments, user_errors
-from utils.runs import check_run_folder, check_same_encoder, find_checkpoints, open_run_folder, run_settings
-
 import pytest
 import ruamel.yaml
 from filelock import FileLock
 from speechbrain.utils.run_opts import RunOptions
+
+from utils.evaluation.saved import check_same_encoder, find_checkpoints
+from utils.io.errors import InputError
+from utils.run import folder as runs
+from utils.run.arguments import parse_arguments
+from utils.run.config import load_config
+from utils.run.exits import user_errors
+from utils.run.folder import check_run_folder, open_run_folder, run_settings
 
 REPO = Path(__file__).parents[1]
 YAMLS = sorted(REPO.glob("hparams/**/*_train.yaml"))
@@ -172,7 +175,7 @@ EDITS = {
     "ssl_weight": ("ssl_weight: 1.0", "ssl_weight: 0.5", "0.5"),
     "task_classes": ("  - !tuple (6, 0)", "  - [6, 0]", "[(3,8),(9,4),(1,7),(5,2),(6,0)]"),
     "max_grad_norm": ("max_grad_norm: 5.0", "max_grad_norm: 2.0", "2.0"),
-    "precision": ("precision: !apply:utils.hardware.fastest_precision", "precision: fp32", "fp32"),
+    "precision": ("precision: !apply:utils.run.hardware.fastest_precision", "precision: fp32", "fp32"),
 }
 
 

@@ -1,4 +1,4 @@
-"""utils.costs: what a training cost, over all starts of its run."""
+"""utils.run.costs: what a training cost, over all starts of its run."""
 
 import json
 import re
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils import costs
-from utils.costs import read_costs, training_costs
-from utils.results import _training
-
 import numpy as np
 import pytest
 import torch
+
+from utils.results.save import _training
+from utils.run import costs
+from utils.run.costs import read_costs, training_costs
 
 ROOT = Path(__file__).parents[1]
 MB = 10**6
@@ -72,7 +72,7 @@ def run_python(code, *arguments):
 def test_a_killed_start_counts_up_to_its_last_save(tmp_path):
     code = """
 import os, signal, sys, time
-from utils.costs import training_costs
+from utils.run.costs import training_costs
 with training_costs(sys.argv[1], "cpu") as save:
     time.sleep(0.2)
     save()
@@ -85,7 +85,7 @@ with training_costs(sys.argv[1], "cpu") as save:
 def test_the_peak_is_what_this_process_held_at_once_and_not_its_parent(tmp_path):
     code = """
 import sys
-from utils.costs import training_costs
+from utils.run.costs import training_costs
 with training_costs(sys.argv[1], "cpu"):
     held = b"1" * int(sys.argv[2])
     del held

@@ -25,12 +25,12 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, sweep_replaced
-from utils.progress import RunProgress
-from utils.runs import open_run_folder
-
 import pytest
 from speechbrain.utils.epoch_loop import EpochCounter
+
+from utils.run.folder import open_run_folder
+from utils.training.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, sweep_replaced
+from utils.training.progress import RunProgress
 
 REPO = Path(__file__).parents[1]
 TRAINERS = ("supclr", "simclr", "simsiam", "sup")

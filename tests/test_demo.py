@@ -2,9 +2,6 @@
 
 import csv
 
-from datasets import demo
-from datasets.errors import InputError
-
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from datasets import demo
+from utils.io.errors import InputError
 
 SMALL = {"clips_per_class": 10, "max_duration": 0.2}
 

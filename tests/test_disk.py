@@ -11,17 +11,6 @@ import resource
 import subprocess
 from types import SimpleNamespace
 
-from datasets import demo
-from datasets import store as store_module
-from datasets.errors import InputError
-from datasets.store import open_store
-from utils.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights, set_aside_damaged
-from utils.config import user_errors
-from utils.embeddings import EmbeddingCache
-from utils.files import REMEDIES, LogFile, read_json, write_atomically, write_json
-from utils.loop import workers_ended
-from utils.progress import RunProgress
-
 import numpy as np
 import pytest
 import torch
@@ -29,6 +18,17 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from test_bad_input import Desk, write_sounds
 from test_store import Crops, only_folder, simple  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader
+
+from datasets import demo
+from datasets import store as store_module
+from datasets.store import open_store
+from utils.evaluation.embeddings import EmbeddingCache
+from utils.io.errors import InputError
+from utils.io.files import REMEDIES, LogFile, read_json, write_atomically, write_json
+from utils.run.exits import user_errors
+from utils.training.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights, set_aside_damaged
+from utils.training.loop import workers_ended
+from utils.training.progress import RunProgress
 
 NAMES = ("embedding_model", "projector")
 

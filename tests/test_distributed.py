@@ -13,8 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+import pytest
+import torch
+from conftest import REPO, Lab
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.dataio.batch import PaddedData
+
 from datasets.batches import EpochSampler
-from datasets.errors import InputError
 from models import pann
 from models.features import SpecAugment
 from models.losses import NTXentLoss
@@ -22,17 +28,11 @@ from simclr_train import SimCLR
 from simsiam_train import SimSiam
 from sup_train import Supervised
 from supclr_train import SupCLR
-from utils.checkpoints import is_finished, latest_checkpoint
-from utils.config import load_config
-from utils.distributed import join_processes, leave_processes, one_process_only, process
-from utils.loop import plan_tasks, train_tasks
-
-import pandas as pd
-import pytest
-import torch
-from conftest import REPO, Lab
-from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.dataio.batch import PaddedData
+from utils.io.errors import InputError
+from utils.run.config import load_config
+from utils.run.processes import join_processes, leave_processes, one_process_only, rank
+from utils.training.checkpoints import is_finished, latest_checkpoint
+from utils.training.loop import plan_tasks, train_tasks
 
 TRAINERS = {"supclr": SupCLR, "simclr": SimCLR, "simsiam": SimSiam, "sup": Supervised}
 # The processes of a run differ in augmentation and dropout, and on a CPU in batch norm: all else must be equal. Views
@@ -46,7 +46,8 @@ import os, runpy, signal, sys, time
 import torch
 from models import pann
 from models.features import SpecAugment
-from utils import brain, distributed
+from utils.training import brain
+from utils.run import processes as distributed
 
 what = sys.argv[1]
 if what == "plain":
@@ -54,7 +55,7 @@ if what == "plain":
     pann._dropout = lambda x, rate: x
 
 def stage_end(self, stage, loss, epoch, old=brain.TaskBrain.on_stage_end):
-    if self.task.index == 1 and epoch == 2 and distributed.process() == distributed.n_processes() - 1:
+    if self.task.index == 1 and epoch == 2 and distributed.rank() == distributed.world_size() - 1:
         os.kill(os.getpid(), signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
     old(self, stage, loss, epoch)
 
@@ -155,7 +156,7 @@ def record_gradients(lab, folder, kind):
     heads += ("--sup_weight=1",) if kind == "supclr" else ()
     hparams, run_opts, data = lab.load(
         f"us8k/{kind}_train.yaml", "--num_workers=0", *EQUAL, *NO_SCHEDULE, TASKS, *heads,
-        f"--output_base={folder}", f"--experiment_name={kind}{process()}",
+        f"--output_base={folder}", f"--experiment_name={kind}{rank()}",
     )  # fmt: skip
     os.makedirs(hparams["output_folder"], exist_ok=True)
     modules = dict(hparams["modules"])
@@ -181,11 +182,11 @@ def work(folder):
     lab = Lab(folder / "lab")
     run_opts = lab.load("us8k/simclr_train.yaml")[1]
     join_processes(run_opts)
-    mine = slice(6 * process(), 6 * process() + 6)
+    mine = slice(6 * rank(), 6 * rank() + 6)
     result = {"ntxent": ntxent_gradients(mine, torch.nn.parallel.DistributedDataParallel)}
     for kind in TRAINERS:
         result[kind] = record_gradients(lab, folder / "two", kind)
-    torch.save(result, folder / f"result{process()}.pt")
+    torch.save(result, folder / f"result{rank()}.pt")
     leave_processes()
 
 
@@ -354,7 +355,7 @@ def launched(monkeypatch):
 
 @pytest.mark.parametrize("batch_size, good", [(4, False), (3, False), (6, True)])
 def test_a_batch_must_have_two_clips_for_each_process(lab, launched, batch_size, good):
-    from utils.config import parse_arguments
+    from utils.run.config import parse_arguments
 
     yaml = str(REPO / "hparams/us8k/simclr_train.yaml")
     arguments = [yaml, *lab.tiny, "--data_folder=there", f"--batch_size={batch_size}", "--device=cpu"]

@@ -7,21 +7,21 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
-from datasets.selection import PROTOCOLS
-from linclf_train import LinearProbe
-from utils import embeddings
-from utils.brain import embed
-from utils.checkpoints import load_weights
-from utils.embeddings import Embedder, EmbeddingCache
-from utils.probe import Embedded, Evaluation, confusion_matrix, evaluate_encoders, fit_probe, standardise
-from utils.runs import find_checkpoints
-
 import numpy as np
 import pytest
 import speechbrain as sb
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
+
+from datasets.selection import PROTOCOLS
+from linclf_train import LinearProbe
+from models.embed import embed
+from utils.evaluation import embeddings
+from utils.evaluation.embeddings import Embedder, EmbeddingCache
+from utils.evaluation.probe import Embedded, Evaluation, confusion_matrix, evaluate_encoders, fit_probe, standardise
+from utils.evaluation.saved import find_checkpoints
+from utils.training.checkpoints import load_weights
 
 REPO = Path(__file__).parents[1]
 FRONT_END = ("compute_features", "mean_var_norm", "embedding_model")

@@ -2,9 +2,6 @@
 
 from functools import partial
 
-from models.features import FRONT_ENDS, PANN_FRONT_ENDS, PANNFeatures, make_front_end
-from utils.embeddings import Embedder, _settings
-
 import librosa
 import numpy as np
 import pytest
@@ -12,6 +9,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from scipy.signal import chirp
 from speechbrain.lobes.features import Fbank
+
+from models.features import FRONT_ENDS, PANN_FRONT_ENDS, PANNFeatures, make_front_end
+from utils.evaluation.embeddings import Embedder, _settings
 
 YAML = """
 front_end: fbank

@@ -13,19 +13,19 @@ import sys
 import warnings
 import zipfile
 
-from datasets import esc50, store, tau19, us8k, vgg
-from datasets.errors import InputError
-from datasets.store import open_store
-from utils.embeddings import EmbeddingCache
-from utils.metrics import METRICS, read_table, write_table
-from utils.report import Run, load_run
-
 import hypothesis
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import strategies as st
 from speechbrain.utils.importutils import LazyModule
+
+from datasets import esc50, store, tau19, us8k, vgg
+from datasets.store import open_store
+from utils.evaluation.embeddings import EmbeddingCache
+from utils.io.errors import InputError
+from utils.report import Run, load_run
+from utils.results.metrics import METRICS, read_table, write_table
 
 SCENES = ("airport", "bus", "metro")
 US8K = "slice_file_name,fold,classID,class\n" + "".join(f"{i}.wav,{i + 1},{i % 3},class {i % 3}\n" for i in range(10))
@@ -251,7 +251,7 @@ def test_evaluation_run(tmp_path, name, part, examples):
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
-from datasets.arrays import DamagedArrays, read_arrays
+from utils.io.arrays import DamagedArrays, read_arrays
 for path in sys.argv[1:]:
     try:
         read_arrays(path, ("ids",))

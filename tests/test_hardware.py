@@ -1,23 +1,23 @@
-"""What utils.hardware does to the process, in one of its own."""
+"""What utils.run.hardware does to the process, in one of its own."""
 
 import ctypes
 import subprocess
 import sys
 
-from sup_train import Supervised
-from utils import brain
-from utils.loop import plan_tasks, train_tasks
-
 import pytest
 from conftest import REPO
 from torch.utils.data import dataloader
+
+from sup_train import Supervised
+from utils.training import brain
+from utils.training.loop import plan_tasks, train_tasks
 
 COUNT = """
 import resource
 import sys
 
 import torch
-from utils.hardware import keep_freed_memory
+from utils.run.hardware import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
@@ -48,7 +48,7 @@ import resource
 
 import torch
 from utils.benchmark import own_memory
-from utils.hardware import give_back_freed_memory, keep_freed_memory
+from utils.run.hardware import give_back_freed_memory, keep_freed_memory
 
 keep_freed_memory()
 for _ in range(2):

@@ -1,9 +1,12 @@
-"""utils.metrics against the papers' formulas in plain loops, and the hand-worked example of the protocol."""
+"""utils.results.metrics against the papers' formulas in plain loops, and the hand-worked example of the protocol."""
 
 import math
 import os
 
-from utils.metrics import (
+import numpy as np
+import pytest
+
+from utils.results.metrics import (
     accuracy_table,
     continual_metrics,
     mean_over_seen,
@@ -13,9 +16,6 @@ from utils.metrics import (
     write_atomically,
     write_table,
 )
-
-import numpy as np
-import pytest
 
 NAN = float("nan")
 HAND_WORKED = [[0.80, NAN, NAN], [0.75, 0.82, NAN], [0.85, 0.78, 0.90]]

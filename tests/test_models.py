@@ -3,6 +3,12 @@
 import math
 from functools import partial
 
+import pytest
+import torch
+from speechbrain.augment.freq_domain import SpectrogramDrop
+from speechbrain.lobes.models.Cnn14 import Cnn14
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+
 from models import ecapa, pann, winograd
 from models.ecapa import WeightedMoments
 from models.encoders import ENCODERS, make_encoder
@@ -11,13 +17,7 @@ from models.heads import Classifier, Predictor, Projector
 from models.losses import NTXentLoss, SoftCrossEntropy
 from models.norms import NORMS, make_norm
 from models.pann import CNN14_CHANNELS, PANN
-from utils.schedulers import WarmupCosineScheduler
-
-import pytest
-import torch
-from speechbrain.augment.freq_domain import SpectrogramDrop
-from speechbrain.lobes.models.Cnn14 import Cnn14
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from utils.training.schedulers import WarmupCosineScheduler
 
 
 def nt_xent_in_loops(z1, z2, temperature):

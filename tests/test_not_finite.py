@@ -7,20 +7,21 @@ import sys
 import traceback
 from pathlib import Path
 
-from datasets.errors import InputError
-from linclf_train import LinearProbe
-from simclr_train import SimCLR
-from utils.brain import FiniteSteps, TaskBrain
-from utils.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights
-from utils.loop import plan_tasks, train_tasks
-from utils.probe import Embedded, fit_probe
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from linclf_train import LinearProbe
+from simclr_train import SimCLR
+from utils.evaluation.probe import Embedded, fit_probe
+from utils.io.errors import InputError
+from utils.training.brain import TaskBrain
+from utils.training.checkpoints import AtomicCheckpointer, latest_checkpoint, load_weights
+from utils.training.loop import plan_tasks, train_tasks
+from utils.training.steps import FiniteSteps
 
 EPOCHS, STEPS = 3, 4  # 16 clips of two classes in batches of 4
 SAVE_ALL = "--ckpt_overhead=1000"  # every epoch, whatever it costs

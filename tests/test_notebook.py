@@ -8,16 +8,6 @@ import shutil
 import warnings
 from pathlib import Path
 
-from datasets import us8k
-from datasets.errors import InputError
-from linclf_train import LinearProbe
-from utils import projection
-from utils.brain import embed
-from utils.checkpoints import load_weights
-from utils.config import load_config
-from utils.probe import evaluate_encoders
-from utils.runs import find_checkpoints
-
 import nbformat
 import numpy as np
 import pandas as pd
@@ -28,6 +18,16 @@ from nbclient import NotebookClient
 from scipy.spatial.distance import cdist, cosine
 from scipy.stats import ortho_group
 from sklearn.neighbors import KNeighborsClassifier
+
+from datasets import us8k
+from linclf_train import LinearProbe
+from models.embed import embed
+from utils.analysis import projection
+from utils.evaluation.probe import evaluate_encoders
+from utils.evaluation.saved import find_checkpoints
+from utils.io.errors import InputError
+from utils.run.config import load_config
+from utils.training.checkpoints import load_weights
 
 REPO = Path(__file__).parents[1]
 NOTEBOOK = REPO / "notebooks" / "visualize_embedding.ipynb"

@@ -4,20 +4,21 @@ import functools
 import os
 import re
 
-from datasets.errors import InputError
-from models.encoders import ENCODERS, make_encoder
-from models.features import make_front_end
-from models.pann import CNN14_CHANNELS, PANN
-from models.pretrained import load_pretrained, read_pretrained
-from utils.brain import embed
-from utils.config import load_config, parse_arguments
-
 import pytest
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.Cnn14 import Cnn14, ConvBlock
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
+
+from models.embed import embed
+from models.encoders import ENCODERS, make_encoder
+from models.features import make_front_end
+from models.pann import CNN14_CHANNELS, PANN
+from models.pretrained import load_pretrained, read_pretrained
+from utils.io.errors import InputError
+from utils.run.arguments import parse_arguments
+from utils.run.config import load_config
 
 NARROW = tuple(c // 16 for c in CNN14_CHANNELS)  # the same net, 256 times cheaper
 RATE, HOP, F_MAX = {512: 16000, 1024: 32000}, {512: 160, 1024: 320}, {512: 8000, 1024: 14000}  # by window

@@ -3,10 +3,10 @@
 import json
 import os
 
-from datasets.esc50 import load
-
 import pytest
 from conftest import REPO
+
+from datasets.esc50 import load
 
 ESC10 = os.environ.get("ESC10_FOLDER", str(REPO.parent / "shared" / "data" / "esc10"))
 pytestmark = pytest.mark.skipif(not os.path.isdir(ESC10), reason=f"no ESC-10 in {ESC10}: set ESC10_FOLDER")

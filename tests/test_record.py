@@ -3,11 +3,11 @@
 import json
 import shutil
 
-from utils.costs import read_costs
-
 import pandas as pd
 import pytest
 import soundfile
+
+from utils.run.costs import read_costs
 
 SECRETS = {"SOME_API_TOKEN": "planted-token-7f3a", "USER": "planted-user-7f3a", "LOGNAME": "planted-login-7f3a"}
 ONE_TASK = ("--task_classes=[[3,8]]", "--debug", "--debug_batches=1", "--debug_epochs=1")

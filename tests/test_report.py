@@ -1,4 +1,4 @@
-"""utils.report over fake evaluation runs, and the files of utils.figures."""
+"""utils.report over fake evaluation runs, and the files of utils.results.figures."""
 
 import csv
 import json
@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from datasets.errors import InputError
-from utils import figures
-from utils.metrics import METRICS, write_table
-from utils.report import aggregate, differences, load_run, load_runs, main, summarise, to_csv, to_markdown, write_report
-
 import numpy as np
 import pandas as pd
 import pytest
+
+from utils.io.errors import InputError
+from utils.report import aggregate, differences, load_run, load_runs, main, summarise, to_csv, to_markdown, write_report
+from utils.results import figures
+from utils.results.metrics import METRICS, write_table
 
 ROOT = Path(__file__).parents[1]
 NAN = float("nan")
@@ -551,7 +551,7 @@ def test_write_report_draws_what_the_table_says(tmp_path, monkeypatch):
 def test_figures_leave_no_pyplot_behind(tmp_path):
     code = f"""
 import sys
-from utils.figures import plot_accuracy_table
+from utils.results.figures import plot_accuracy_table
 assert "matplotlib" not in sys.modules
 plot_accuracy_table([[0.5]], {str(tmp_path / "t.png")!r})
 assert "matplotlib.pyplot" not in sys.modules

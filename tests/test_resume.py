@@ -9,16 +9,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-from supclr_train import SupCLR
-from utils import brain, loop
-from utils.brain import TaskBrain
-from utils.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, load_weights
-from utils.loop import plan_tasks, train_tasks
-
 import pytest
 import torch
 import yaml
 from speechbrain.utils.checkpoints import Checkpointer
+
+from supclr_train import SupCLR
+from utils.training import brain, loop
+from utils.training.brain import TaskBrain
+from utils.training.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, load_weights
+from utils.training.loop import plan_tasks, train_tasks
 
 NAMES = ("embedding_model", "projector", "predictor", "classifier")
 EPOCHS = 6
@@ -29,7 +29,8 @@ SETTINGS = (
 # Runs the script that is named after it, and kills the process at one moment of task 1.
 DIE = """
 import os, runpy, signal, sys
-from utils import brain, checkpoints
+from utils.training import brain
+from utils.training import checkpoints
 from speechbrain.utils.checkpoints import Checkpointer
 
 moment, task = sys.argv[1], None

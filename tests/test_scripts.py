@@ -7,12 +7,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from models.norms import NORMS
-from supclr_train import SupCLR
-from utils.checkpoints import latest_checkpoint, load_weights
-from utils.loop import plan_tasks, train_tasks
-from utils.runs import ENCODER_KEYS
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +14,12 @@ import ruamel.yaml
 import torch
 import yaml as pyyaml
 from speechbrain.utils.run_opts import RunOptions
+
+from models.norms import NORMS
+from supclr_train import SupCLR
+from utils.evaluation.saved import ENCODER_KEYS
+from utils.training.checkpoints import latest_checkpoint, load_weights
+from utils.training.loop import plan_tasks, train_tasks
 
 REPO = Path(__file__).parents[1]
 DEBUG = ("--debug", "--debug_batches", "1", "--debug_epochs", "1")

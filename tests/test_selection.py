@@ -2,17 +2,17 @@
 
 import itertools
 
-from datasets.batches import EpochSampler, Mixup, NoMixup, ViewDataset, make_mixup, random_crop
-from datasets.errors import InputError
-from datasets.esc50 import default_tasks
-from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept, parse_keep
-from datasets.tasks import assign_tasks, resolve_tasks, shuffled
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
+
+from datasets.batches import EpochSampler, Mixup, NoMixup, ViewDataset, make_mixup, random_crop
+from datasets.esc50 import default_tasks
+from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept, parse_keep
+from datasets.tasks import assign_tasks, resolve_tasks, shuffled
+from utils.io.errors import InputError
 
 CLASSES = [f"class{i}" for i in range(6)]
 TASKS = [(3, 1), (0, 5), (2,)]  # class 4 is in no task

@@ -10,19 +10,20 @@ import sys
 import threading
 import time
 
-from datasets import store
-from utils import brain, embeddings, probe
-from utils import signals as signals_module
-from utils.checkpoints import is_finished, latest_checkpoint
-from utils.config import user_errors
-from utils.probe import Evaluation
-from utils.signals import Stopped, StopSignals, stop_signals
-
 import numpy as np
 import pytest
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from test_bad_input import REPO, Desk, write_sounds
+
+from datasets import store
+from utils.evaluation import embeddings, probe
+from utils.evaluation.probe import Evaluation
+from utils.run import signals as signals_module
+from utils.run.exits import user_errors
+from utils.run.signals import Stopped, StopSignals, stop_signals
+from utils.training import brain
+from utils.training.checkpoints import is_finished, latest_checkpoint
 
 EPOCHS = ("--number_of_epochs=2", "--ckpt_overhead=1e-6")  # no checkpoint but those that are asked for
 SAVED = {"supclr": ("embedding_model", "projector"), "sup": ("embedding_model", "classifier")}
@@ -30,8 +31,8 @@ SAVED = {"supclr": ("embedding_model", "projector"), "sup": ("embedding_model", 
 # makes another and, if it is told so, waits for a second one.
 WAIT_IN_A_STEP = """
 import os, runpy, sys, time
-from utils import brain
-from utils.signals import stop_signals
+from utils.training import brain
+from utils.run.signals import stop_signals
 
 marker, both = sys.argv[1], sys.argv[2] == "2"
 os.setpgid(0, 0)

@@ -12,16 +12,16 @@ import subprocess
 import sys
 import time
 
-from datasets import store as store_module
-from datasets.audio import load_mono, quantise, resampled_length, to_float
-from datasets.errors import InputError
-from datasets.store import AudioStore, LiveAudio, open_store
-
 import numpy as np
 import pytest
 import soundfile as sf
 import soxr
 from torch.utils.data import DataLoader, Dataset
+
+from datasets import store as store_module
+from datasets.audio import load_mono, quantise, resampled_length, to_float
+from datasets.store import AudioStore, LiveAudio, open_store
+from utils.io.errors import InputError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -3,13 +3,13 @@
 import logging
 import random
 
-from datasets import tau19
-from datasets.errors import InputError
-from datasets.prepare import prepare
-
 import numpy as np
 import pytest
 import soundfile
+
+from datasets import tau19
+from datasets.prepare import prepare
+from utils.io.errors import InputError
 
 SCENES = [
     "airport", "bus", "metro", "metro_station", "park",

@@ -4,18 +4,18 @@ import itertools
 import json
 import time
 
-from datasets.batches import WholeClips
-from sup_train import Supervised
-from utils.brain import embed
-from utils.checkpoints import latest_checkpoint, load_weights
-from utils.loop import plan_tasks, train_tasks
-from utils.progress import RunProgress
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_scripts import DEBUG, US8K_TASKS, check_logs, check_run_folder
+
+from datasets.batches import WholeClips
+from models.embed import embed
+from sup_train import Supervised
+from utils.training.checkpoints import latest_checkpoint, load_weights
+from utils.training.loop import plan_tasks, train_tasks
+from utils.training.progress import RunProgress
 
 SAVED = {
     "simclr": {"embedding_model", "projector", "predictor"},

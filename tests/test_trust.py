@@ -3,12 +3,12 @@
 import pickle
 import shutil
 
-from utils import checkpoints
-
 import numpy as np
 import pytest
 import torch
 from test_bad_input import Desk, Runs, tree, write_sounds
+
+from utils.training import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 
-from datasets import vgg
-from datasets.errors import InputError
-from datasets.prepare import prepare
-from datasets.tasks import shuffled
-
 import numpy as np
 import pytest
 import soundfile
+
+from datasets import vgg
+from datasets.prepare import prepare
+from datasets.tasks import shuffled
+from utils.io.errors import InputError
 
 FEW = ("dog barking", "playing violin, fiddle", "police car (siren)", "zebra braying")
 LAYOUTS = ("csv", "folders")

@@ -31,25 +31,6 @@ from pathlib import Path
 from time import perf_counter
 from unittest.mock import patch
 
-from datasets.audio import load_mono
-from datasets.batches import NoMixup, ViewDataset
-from datasets.demo import CLASSES, COLUMNS, synthesise
-from datasets.errors import InputError
-from datasets.prepare import DATA_KEYS, prepare
-from datasets.selection import get_protocol
-from datasets.store import open_store
-from datasets.us8k import load as load_us8k
-from models import pann
-from utils import loop
-from utils.brain import TaskBrain, embed
-from utils.checkpoints import AtomicCheckpointer, load_weights
-from utils.config import effective_option, load_config, parse_arguments, user_errors
-from utils.costs import peak_memory
-from utils.embeddings import EmbeddingCache, cache_beside, make_embedder
-from utils.files import write_atomically
-from utils.loop import plan_tasks, train_tasks
-from utils.probe import Embedded, Evaluation, ProbeBrain, evaluate_encoders, fit_probe
-
 import numpy as np
 import pandas as pd
 import soundfile
@@ -60,6 +41,28 @@ from speechbrain.utils.distributed import infer_device
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+from datasets.audio import load_mono
+from datasets.batches import NoMixup, ViewDataset
+from datasets.demo import CLASSES, COLUMNS, synthesise
+from datasets.prepare import DATA_KEYS, prepare
+from datasets.selection import get_protocol
+from datasets.store import open_store
+from datasets.us8k import load as load_us8k
+from models import pann
+from models.embed import embed
+from utils.evaluation.embeddings import EmbeddingCache, cache_beside, make_embedder
+from utils.evaluation.probe import Embedded, Evaluation, ProbeBrain, evaluate_encoders, fit_probe
+from utils.io.errors import InputError
+from utils.io.files import write_atomically
+from utils.run.arguments import parse_arguments
+from utils.run.config import effective_option, load_config
+from utils.run.costs import peak_memory
+from utils.run.exits import user_errors
+from utils.training import loop
+from utils.training.brain import TaskBrain
+from utils.training.checkpoints import AtomicCheckpointer, load_weights
+from utils.training.loop import plan_tasks, train_tasks
 
 REPO = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
@@ -445,7 +448,7 @@ def saving_part(bench):
 
 FIRST_STEP = """
 import multiprocessing, os, runpy, sys
-from utils import brain
+from utils.training import brain
 
 def end(self, batch):
     for worker in multiprocessing.active_children():

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.errors import InputError
-from utils.files import write_atomically
-from utils.metrics import METRICS, read_table
+from utils.io.errors import InputError
+from utils.io.files import write_atomically
+from utils.results.metrics import METRICS, read_table
 
 PROTOCOL_NAMES = {"seen": "LEP", "subset": "SLEP", "buffer": "Buffer", "full": "Full"}
 OWN_TEST = {"sup": "Test of the classifier trained with the encoder"}  # sup_train.py's, no protocol of linclf_train.py
@@ -464,7 +464,7 @@ def write_report(groups, folder, differing=()):
     differing : sequence of str
         What `differences` returns.
     """
-    from utils.figures import plot_report
+    from utils.results.figures import plot_report
 
     folder, shown = Path(folder), scales(groups)
     panels, ceilings = {}, set()

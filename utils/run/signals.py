@@ -11,9 +11,9 @@ import signal
 import threading
 from time import monotonic
 
-from utils.distributed import launched
-
 import torch
+
+from utils.run.processes import launched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO = 10.0  # seconds in which torchrun may pass on what a cluster, or Ctrl-C, has sent to all processes anyway

@@ -9,18 +9,18 @@ import logging
 import os
 import sys
 
-from datasets.arrays import DamagedArrays, read_arrays
-from datasets.batches import equal_length_batches
-from utils.brain import embed
-from utils.config import effective_option
-from utils.files import write_atomically
-from utils.hardware import keep_freed_memory
-
 import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
+
+from datasets.batches import equal_length_batches
+from models.embed import embed
+from utils.io.arrays import DamagedArrays, read_arrays
+from utils.io.files import write_atomically
+from utils.run.config import effective_option
+from utils.run.hardware import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import io
 import textwrap
 from pathlib import Path
 
-from utils.files import write_atomically
-
 import numpy as np
+
+from utils.io.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 SEEN_CAPTION = (
@@ -79,7 +79,7 @@ def plot_accuracy_over_tasks(
     Parameters
     ----------
     curve : array of float [N]
-        Mean accuracy after each task, fractions (see `utils.metrics.mean_over_seen`).
+        Mean accuracy after each task, fractions (see `utils.results.metrics.mean_over_seen`).
     floor_curve : array of float [N], float or None
         The same of an encoder with random weights.
     path : str or Path
@@ -186,8 +186,8 @@ def plot_training(log, path, title="Training"):
     ----------
     log : str, Path or pandas.DataFrame
         CSV file or table, a row per epoch, with columns ``task``, ``epoch``, ``loss`` and, if known, ``lr``,
-        ``valid_loss`` and those of `utils.collapse.Spread` (``emb_std``, ``emb_rank``, ``rank_max``, ``z_std``,
-        ``z_rank``). Of an epoch that stands there twice (a run that died and went on), the later row counts.
+        ``valid_loss`` and those of `utils.training.collapse.Spread` (``emb_std``, ``emb_rank``, ``rank_max``,
+        ``z_std``, ``z_rank``). Of an epoch that stands there twice (a run that died and went on), the later row counts.
     path : str or Path
         The PNG file.
     title : str

@@ -17,9 +17,6 @@ import shutil
 import zlib
 from pathlib import Path
 
-from datasets.errors import InputError
-from utils.files import naming
-
 import torch
 import yaml
 from speechbrain.utils.checkpoints import (
@@ -30,12 +27,12 @@ from speechbrain.utils.checkpoints import (
     Checkpoint,
     Checkpointer,
     get_default_hook,
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
     torch_save,
 )
 from speechbrain.utils.distributed import if_main_process, main_process_only
+
+from utils.io.errors import InputError
+from utils.io.files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -130,48 +127,6 @@ class AtomicCheckpointer(Checkpointer):
             raise InputError(
                 f"{checkpoint.path} is damaged ({_why(error)}): delete it, and that task is trained from its beginning."
             ) from error
-
-
-@register_checkpoint_hooks
-class BestEpoch:
-    """The weights of the epoch with the best validation accuracy; of equals, that of least loss.
-
-    Hand it to a Checkpointer, and a resumed training knows the best epoch from before.
-
-    Parameters
-    ----------
-    modules : dict of str to torch.nn.Module
-        Whose weights to keep.
-    """
-
-    def __init__(self, modules):
-        self.modules = modules
-        self.epoch, self.accuracy, self.loss, self.weights = 0, -1.0, float("inf"), {}
-
-    def update(self, epoch, accuracy, loss):
-        """Copy the weights if this epoch is better than all before it."""
-        if (accuracy, -loss) > (self.accuracy, -self.loss):
-            self.epoch, self.accuracy, self.loss = epoch, accuracy, loss
-            self.weights = {
-                name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
-                for name, module in self.modules.items()
-            }
-
-    def restore(self):
-        """Put the best epoch's weights back into the modules."""
-        for name, module in self.modules.items():
-            module.load_state_dict(self.weights[name])
-
-    @mark_as_saver
-    def save(self, path):
-        """Write everything to a file."""
-        save_tensors({k: v for k, v in vars(self).items() if k != "modules"}, path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Read what `save` wrote."""
-        del end_of_epoch
-        vars(self).update(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def save_tensors(content, path):

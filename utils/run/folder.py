@@ -4,27 +4,18 @@ import io
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
-from datasets.errors import InputError
-from utils.checkpoints import latest_checkpoint
-from utils.config import early_messages, effective_option
-from utils.distributed import main_only
-from utils.files import REMEDIES, write_atomically
-from utils.hardware import device_name
-
 import ruamel.yaml
-import torch
 from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
-from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.utils.distributed import infer_device
+
+from utils.io.errors import InputError
+from utils.io.files import REMEDIES, write_atomically
+from utils.run.config import effective_option
+from utils.run.processes import main_only
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +84,7 @@ def check_run_folder(folder, settings, overwrite=False):
         what = "can't be written" if os.path.isdir(parent) else "is no folder"
         raise InputError(f"Can't write to {folder}: {parent} {what}. Set output_base to another folder.")
     others = _contents(folder)
-    saved = _read_json(os.path.join(folder, "settings.json")) if "settings.json" in others else {}
+    saved = read_settings(os.path.join(folder, "settings.json")) if "settings.json" in others else {}
     if others and not {"seed", "precision"} <= saved.keys():  # never delete what may be no run of ours
         raise InputError(f"{folder} holds files of something else ({others[0]}): set experiment_name or output_base.")
     if os.path.exists(os.path.join(folder, ".lock")):
@@ -141,7 +132,7 @@ def _hold(folder):
     _locks.append(lock)
 
 
-def _read_json(path):
+def read_settings(path):
     """The object in a file that a run has written."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -154,7 +145,7 @@ def _read_json(path):
     raise InputError(f"{path} is damaged ({reason}): delete that run's folder, or set experiment_name.")
 
 
-def _same(one, other):
+def same_setting(one, other):
     """Whether two settings are equal: 1 is 1.0."""
     try:
         return one == other or float(one) == float(other)
@@ -163,129 +154,10 @@ def _same(one, other):
 
 
 def _refuse_other_run(folder, saved, settings):
-    differing = [k for k in sorted({*saved, *settings}) if not _same(saved.get(k), settings.get(k))]
+    differing = [k for k in sorted({*saved, *settings}) if not same_setting(saved.get(k), settings.get(k))]
     if differing:
         what = "; ".join(f"{k}: {saved.get(k, 'unset')} there, {settings.get(k, 'unset')} now" for k in differing)
         raise InputError(
             f"{folder} is a run of other settings ({' '.join(what.split())}). "
             "Set experiment_name, or start it afresh with --overwrite=True."
         )
-
-
-@main_only
-def save_versions(hparams, run_opts, data, argv=None):
-    """Write what a reader of the numbers needs to know: command, versions, commit, hardware, data. No environment.
-
-    What was logged before there was a run folder goes to its log.txt.
-
-    Parameters
-    ----------
-    hparams : dict
-        Uses `output_folder`.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    data : datasets.prepare.Data
-    argv : list of str, optional
-        Arguments without the script's name, instead of the process's.
-    """
-    names = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
-    here = os.path.dirname(os.path.abspath(__file__))
-    commit = ""
-    if shutil.which("git"):
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-        commit = git.stdout.strip()
-    record = {
-        "command": [os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)],
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": device_name(run_opts.device or infer_device()),
-        "threads": torch.get_num_threads(),
-        "data": data.fingerprint(),
-        **{name: version(name) for name in names},
-    }
-    write_atomically(os.path.join(hparams["output_folder"], "versions.json"), json.dumps(record, indent=1))
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):  # log.txt, if SpeechBrain has opened it
-            for early in early_messages.buffer:
-                handler.handle(early)
-    early_messages.buffer.clear()
-
-
-def find_checkpoints(path):
-    """Find the task folders of a trained encoder.
-
-    Parameters
-    ----------
-    path : str
-        A ``save`` folder, a run folder, or an output base with one run in it, with or without ``/save`` at its end.
-
-    Returns
-    -------
-    list of str
-        ``save/task0``, ``save/task1``, ... as far as they go without a gap.
-
-    Raises
-    ------
-    InputError
-        Nothing there, or several runs; lists the candidates.
-    """
-    path = os.path.normpath(path)
-    base = os.path.dirname(path) if os.path.basename(path) == "save" else path
-    for save in (path, os.path.join(path, "save")):
-        if os.path.isdir(os.path.join(save, "task0")):
-            return _tasks_of(os.path.abspath(save))
-    names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
-    runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
-    if len(runs) == 1:
-        return _tasks_of(os.path.abspath(os.path.join(base, runs[0], "save")))
-    if runs:
-        raise InputError(f"{base} holds several runs, name one in ssl_checkpoints_dir: {', '.join(runs)}.")
-    raise InputError(f"No checkpoint in {path}: is ssl_checkpoints_dir the encoder's save folder?")
-
-
-def check_same_encoder(task_folder, settings):
-    """Compare an evaluation's architecture and front end with those of the encoder's run.
-
-    Parameters
-    ----------
-    task_folder : str
-        A task's folder of the encoder, in a run folder's ``save``.
-    settings : dict of str to str
-        The evaluation's, as `run_settings` returns them.
-
-    Returns
-    -------
-    dict of str to str
-        The encoder run's settings; empty if its run folder keeps none.
-
-    Raises
-    ------
-    InputError
-        They differ; names the overrides that mend it.
-    """
-    path = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "settings.json")
-    if not os.path.isfile(path):
-        return {}
-    trained = _read_json(path)
-    differing = [k for k in ENCODER_KEYS if k in trained and k in settings and not _same(trained[k], settings[k])]
-    if differing:
-        flags = " ".join(f"--{k}={trained[k]}" for k in differing if "\n" not in str(trained[k]))
-        mend = f"add {flags}" if flags else f"copy its {', '.join(differing)} into this YAML"
-        raise InputError(f"{task_folder} was trained with another encoder or front end: {mend}.")
-    return trained
-
-
-def _tasks_of(save):
-    """The task folders up to the first without a checkpoint, or with one from the middle of its training."""
-    folders = []
-    while True:
-        folder = os.path.join(save, f"task{len(folders)}")
-        _, meta = latest_checkpoint(folder) or (None, None)
-        if meta is None or not meta.get("finished", not {"epoch", INTRA_EPOCH_CKPT_FLAG} & meta.keys()):
-            break
-        folders.append(folder)
-    if meta is not None:
-        logger.warning("%s is not trained to its end, and is left out.", folder)
-    if not folders:
-        raise InputError(f"No checkpoint of a finished task in {save}: has the encoder's training ended?")
-    return folders

@@ -6,12 +6,12 @@ directions only (dimensional collapse, arXiv 2110.09348). The loss doesn't tell;
 Legend: n vectors, D features.
 """
 
-from utils.checkpoints import save_tensors
-from utils.distributed import n_processes, process, rows_of_all
-
 import torch
 import torch.nn.functional as F
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+
+from utils.run.processes import rank, rows_of_all, world_size
+from utils.training.checkpoints import save_tensors
 
 # Seen on ESC-10: trainings that learn, and random weights, stay above 0.25 and 5. SimSiam without its stop-gradient and
 # without norms in its heads falls below 0.1 in its third epoch, on its way to 0.04; SimSiam at lr 3 below rank 2 in its
@@ -94,7 +94,7 @@ class Spread:
         """
         figures = {}
         for name, kept in self.batches.items():
-            vectors = torch.cat([batch.cpu() for batch in kept])[-(self.most // n_processes()) :]  # [n, D]
+            vectors = torch.cat([batch.cpu() for batch in kept])[-(self.most // world_size()) :]  # [n, D]
             vectors = rows_of_all(vectors)
             figures |= {f"{name}_std": normalised_std(vectors), f"{name}_rank": effective_rank(vectors)}
             figures["rank_max"] = min(vectors.shape)
@@ -106,7 +106,7 @@ class Spread:
 
     def collect(self):
         """Fetch all processes' vectors for `save`, which process 0 calls alone."""
-        if n_processes() == 1:
+        if world_size() == 1:
             return
         rows = {name: rows_of_all(torch.cat([batch.cpu() for batch in kept])) for name, kept in self.batches.items()}
         self.collected = {name: [vectors] for name, vectors in rows.items()}  # [processes * n, D]
@@ -114,15 +114,15 @@ class Spread:
     @mark_as_saver
     def save(self, path):
         """Write the vectors to a file: with several processes those that were collected last."""
-        save_tensors(self.batches if n_processes() == 1 else self.collected, path)
+        save_tensors(self.batches if world_size() == 1 else self.collected, path)
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
         """Read what `save` wrote."""
         del end_of_epoch
         self.batches = torch.load(path, map_location="cpu", weights_only=True)
-        if n_processes() > 1:
-            self.batches = {k: [torch.cat(kept).chunk(n_processes())[process()]] for k, kept in self.batches.items()}
+        if world_size() > 1:
+            self.batches = {k: [torch.cat(kept).chunk(world_size())[rank()]] for k, kept in self.batches.items()}
 
 
 def collapse_warning(figures):

@@ -8,21 +8,22 @@ import logging
 import os
 import time
 
-from datasets.errors import InputError
-from datasets.selection import get_protocol
-from utils.brain import AccuracyCount, FiniteSteps
-from utils.checkpoints import BestEpoch, load_weights
-from utils.costs import training_costs
-from utils.embeddings import cache_beside, make_embedder
-from utils.files import read_json, write_json
-from utils.schedulers import WarmupCosineScheduler
-
 import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler, ReproducibleWeightedRandomSampler
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from datasets.selection import get_protocol
+from utils.evaluation.embeddings import cache_beside, make_embedder
+from utils.io.errors import InputError
+from utils.io.files import read_json, write_json
+from utils.run.costs import training_costs
+from utils.training.best_epoch import BestEpoch
+from utils.training.checkpoints import load_weights
+from utils.training.schedulers import WarmupCosineScheduler
+from utils.training.steps import AccuracyCount, FiniteSteps
 
 logger = logging.getLogger(__name__)
 

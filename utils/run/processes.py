@@ -12,13 +12,13 @@ import itertools
 import os
 import time
 
-from datasets.errors import InputError
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from speechbrain.utils.distributed import MainProcessContext, ddp_prevent_block, infer_device
 from torch.distributed.rendezvous import rendezvous
+
+from utils.io.errors import InputError
 
 TIMEOUT = 600  # seconds that a process waits for the others within a step, before it gives the run up
 POLL = 0.05  # seconds between two looks at whether process 0 is done
@@ -30,12 +30,12 @@ def launched():
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def n_processes():
+def world_size():
     """How many processes work on this run."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
-def process():
+def rank():
     """This process's number, from 0."""
     return int(os.environ["RANK"]) if launched() else 0
 
@@ -79,7 +79,7 @@ def join_processes(run_opts):
         torch.cuda.set_device(device)
         backend = run_opts.distributed_backend
     timeout = datetime.timedelta(seconds=TIMEOUT)
-    dist.init_process_group(backend, timeout=timeout, store=_store(), rank=process(), world_size=n_processes())
+    dist.init_process_group(backend, timeout=timeout, store=_store(), rank=rank(), world_size=world_size())
 
 
 def leave_processes():
@@ -97,7 +97,7 @@ def _store():
 def speaks_first():
     """Whether no other process has ended with a message yet: all find the same fault, and it is said once."""
     try:
-        return n_processes() == 1 or _store().add("last words", 1) == 1
+        return world_size() == 1 or _store().add("last words", 1) == 1
     except RuntimeError:  # the store is gone with the process that kept it: better said twice than not at all
         return True
 
@@ -135,7 +135,7 @@ def _led_by_main(function, follow):
         if ddp_prevent_block():  # one process, or within such a function already
             return function(*args, **kwargs)
         key = f"turn {next(_turns)}"
-        if process() > 0:
+        if rank() > 0:
             _wait_for(key)
             return follow(*args, **kwargs)
         try:

@@ -13,10 +13,10 @@ Shapes: N encoders, T test tasks, C classes.
 import csv
 import io
 
-from datasets.errors import InputError
-from utils.files import write_atomically
-
 import numpy as np
+
+from utils.io.errors import InputError
+from utils.io.files import write_atomically
 
 METRICS = ("acc", "micro_accuracy", "average_incremental_accuracy", "bwt", "forgetting", "fwt")
 

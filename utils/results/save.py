@@ -6,12 +6,13 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
+
 from datasets.selection import PROTOCOLS
-from utils import figures
-from utils.costs import read_costs
-from utils.distributed import main_only
-from utils.files import read_json, write_atomically
-from utils.metrics import (
+from utils.io.files import read_json, write_atomically
+from utils.report import summarise
+from utils.results import figures
+from utils.results.metrics import (
     accuracy_table,
     continual_metrics,
     mean_over_seen,
@@ -19,9 +20,8 @@ from utils.metrics import (
     per_class_accuracy,
     write_table,
 )
-from utils.report import summarise
-
-import numpy as np
+from utils.run.costs import read_costs
+from utils.run.processes import main_only
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def save_results(results, hparams, data, trained, settings, encoders):
     Parameters
     ----------
     results : dict
-        As `utils.probe.evaluate_encoders` or `utils.testing.TaskTests.results` returns it.
+        As `utils.evaluation.probe.evaluate_encoders` or `utils.evaluation.own_test.TaskTests.results` returns it.
     hparams : dict
     data : datasets.prepare.Data
     trained : dict of str to str

@@ -5,32 +5,26 @@ import logging
 import os
 from time import monotonic
 
-from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
-from datasets.errors import InputError
-from datasets.selection import current_and_replay, parse_keep, seen
-from utils.brain import HEADS_AND_ENCODER, TaskContext
-from utils.checkpoints import (
-    AtomicCheckpointer,
-    BestEpoch,
-    is_finished,
-    load_weights,
-    set_aside_damaged,
-    sweep_replaced,
-)
-from utils.costs import training_costs
-from utils.distributed import main_only, n_processes, process
-from utils.figures import plot_training
-from utils.files import write_atomically
-from utils.hardware import keep_freed_memory
-from utils.progress import RunProgress
-from utils.schedulers import WarmupCosineScheduler
-from utils.signals import quiet_worker, stop_signals
-
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader, make_dataloader
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
+
+from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
+from datasets.selection import current_and_replay, parse_keep, seen
+from utils.io.errors import InputError
+from utils.io.files import write_atomically
+from utils.results.figures import plot_training
+from utils.run.costs import training_costs
+from utils.run.hardware import keep_freed_memory
+from utils.run.processes import main_only, rank, world_size
+from utils.run.signals import quiet_worker, stop_signals
+from utils.training.best_epoch import BestEpoch
+from utils.training.brain import HEADS_AND_ENCODER, TaskContext
+from utils.training.checkpoints import AtomicCheckpointer, is_finished, load_weights, set_aside_damaged, sweep_replaced
+from utils.training.progress import RunProgress
+from utils.training.schedulers import WarmupCosineScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +95,7 @@ def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=
     Parameters
     ----------
     brain_class : type
-        A subclass of `utils.brain.TaskBrain`.
+        A subclass of `utils.training.brain.TaskBrain`.
     hparams : dict
         The loaded YAML.
     run_opts : speechbrain.utils.run_opts.RunOptions
@@ -146,7 +140,7 @@ def _draw_training(hparams):
 def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):
     """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
     dataset = _views(hparams, data, t, step["rows"], brain_class.n_views)
-    sampler = EpochSampler(len(dataset), hparams["seed"], t, hparams["batch_size"], process(), n_processes())
+    sampler = EpochSampler(len(dataset), hparams["seed"], t, hparams["batch_size"], rank(), world_size())
     counter = EpochCounter(step["epochs"])
     recoverables = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
     best = BestEpoch(dict(recoverables)) if len(step["valid"]) else None
@@ -175,7 +169,7 @@ def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folde
     brain.train_sampler = sampler  # SpeechBrain tells the epoch to this one only
     loader = make_dataloader(  # not the Brain's, which would share out among the processes what is shared out already
         dataset,
-        batch_size=hparams["batch_size"] // n_processes(),
+        batch_size=hparams["batch_size"] // world_size(),
         num_workers=hparams["num_workers"],
         sampler=sampler,
         collate_fn=PaddedBatch,
@@ -218,6 +212,6 @@ def _valid_loader(hparams, data, rows):
     if rows.empty:
         return None
     clips = WholeClips(rows, data.store)
-    batches = clips.batches(hparams["batch_size"])[process() :: n_processes()]
+    batches = clips.batches(hparams["batch_size"])[rank() :: world_size()]
     how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
     return SaveableDataLoader(clips, batch_sampler=batches, **how)

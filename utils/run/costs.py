@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from time import monotonic
 
-from utils.distributed import n_processes, process
-from utils.files import write_atomically
-
 import torch
+
+from utils.io.files import write_atomically
+from utils.run.processes import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ def training_costs(run_folder, device):
     before = read_costs(run_folder) or {"train_seconds": 0.0, "peak_memory_bytes": 0}
     device = torch.device(device)
     begun = monotonic()
-    times = f"{n_processes()} x " if n_processes() > 1 else ""
+    times = f"{world_size()} x " if world_size() > 1 else ""
 
     def save():
-        if process() > 0:
+        if rank() > 0:
             return
         costs = {
             "train_seconds": before["train_seconds"] + monotonic() - begun,

@@ -9,49 +9,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-from datasets.errors import InputError
-from utils.distributed import process
-from utils.files import naming, write_atomically
-
 from speechbrain.utils.distributed import main_process_only
-from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 
+from utils.io.files import naming, write_atomically
+from utils.run.loggers import make_extra_loggers, text_log
+from utils.run.processes import rank
+
 logger = logging.getLogger(__name__)
-
-
-def _tensorboard(folder):
-    from speechbrain.utils.train_logger import TensorboardLogger
-
-    return TensorboardLogger(os.path.join(folder, "tensorboard"))
-
-
-def _wandb(folder):
-    import wandb
-    from speechbrain.utils.train_logger import WandBLogger
-
-    return WandBLogger(initializer=wandb.init, dir=folder, project="continual-sound", name=os.path.basename(folder))
-
-
-EXTRA_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}  # imported only when asked for
-
-
-def make_extra_loggers(name, folder):
-    """The loggers beside train_log.txt: none, or the one that `extra_logger` names.
-
-    Raises
-    ------
-    InputError
-        Unknown name, or its package is not installed.
-    """
-    if name is None:
-        return []
-    if name not in EXTRA_LOGGERS:
-        raise InputError(f"extra_logger is {name!r}: choose null or one of {', '.join(EXTRA_LOGGERS)}.")
-    try:
-        return [EXTRA_LOGGERS[name](folder)]
-    except ImportError as error:
-        raise InputError(f"extra_logger: {name} needs a package that is not installed: pip install {name}.") from error
 
 
 def _mend_last_line(path):
@@ -96,15 +61,15 @@ class RunProgress:
     run_opts : speechbrain.utils.run_opts.RunOptions
         Uses `noprogressbar`.
     plan : list of dict
-        As `utils.loop.plan_tasks` returns it.
+        As `utils.training.loop.plan_tasks` returns it.
     """
 
     def __init__(self, hparams, run_opts, plan):
         self.plan, self.folder = plan, hparams["output_folder"]
-        self.loggers = [FileTrainLogger(os.path.join(self.folder, "train_log.txt"), precision=4)]
-        self.loggers += make_extra_loggers(hparams["extra_logger"] if process() == 0 else None, self.folder)
+        self.text_log = text_log(os.path.join(self.folder, "train_log.txt"))
+        self.extra_loggers = make_extra_loggers(hparams["extra_logger"] if rank() == 0 else None, self.folder)
         self.csv_path = os.path.join(self.folder, "train_log.csv")
-        writes = process() == 0
+        writes = rank() == 0
         if writes:
             _mend_last_line(os.path.join(self.folder, "train_log.txt"))
         # By an earlier start of this run; an epoch trained again has the same figures.
@@ -158,15 +123,12 @@ class RunProgress:
         self.bar.set_postfix_str(f"loss {train['loss']:.3f}", refresh=False)
         if (str(stats["task"]), str(stats["epoch"])) in self.logged:
             return
-        for log in self.loggers:
-            if isinstance(log, FileTrainLogger):
-                if (str(stats["task"]), str(stats["epoch"])) in self.told:
-                    continue  # that start died between this line and the table's row
-                with naming(log.save_file):
-                    log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
-            else:  # epochs counted over all tasks: W&B takes them for the x axis, and drops what goes back on it
-                before = sum(step["epochs"] for step in self.plan[: stats["task"]])
-                log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
+        if (str(stats["task"]), str(stats["epoch"])) not in self.told:  # by a start that died before the table's row
+            with naming(self.text_log.save_file):
+                self.text_log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
+        for log in self.extra_loggers:  # epochs counted over all tasks: W&B's x axis drops what goes back on it
+            before = sum(step["epochs"] for step in self.plan[: stats["task"]])
+            log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
         new, self.columns = self.columns is None, self.columns or list(stats)
         with naming(self.csv_path), open(self.csv_path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.columns, extrasaction="ignore", lineterminator="\n")

@@ -9,15 +9,15 @@ import glob
 import importlib.util
 import os
 
-from datasets.errors import InputError
-from datasets.store import open_store
-from datasets.table import read_metadata
-from utils.checkpoints import load_weights
-from utils.embeddings import cache_beside, make_embedder
-
 import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
+
+from datasets.store import open_store
+from datasets.table import read_metadata
+from utils.evaluation.embeddings import cache_beside, make_embedder
+from utils.io.errors import InputError
+from utils.training.checkpoints import load_weights
 
 COLUMNS = ("wav_path", "class_name", "split", "label", "task")
 LEAST_CLIPS = 3  # fewer make no picture

@@ -4,12 +4,12 @@ import copy
 import logging
 import time
 
-from utils.checkpoints import load_weights
-from utils.distributed import main_only
-from utils.embeddings import cache_beside, make_embedder
-from utils.probe import Embedded, confusion_matrix
-
 import numpy as np
+
+from utils.evaluation.embeddings import cache_beside, make_embedder
+from utils.evaluation.probe import Embedded, confusion_matrix
+from utils.run.processes import main_only
+from utils.training.checkpoints import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class TaskTests:
 
     @main_only
     def results(self):
-        """What `utils.results.save_results` takes; leaves the untrained weights in the network."""
+        """What `utils.results.save.save_results` takes; leaves the untrained weights in the network."""
         for name, module in self.network.items():
             module.load_state_dict(self.untrained[name])
         floor = [self._test(task, "test of random weights") for task in range(len(self.trained))]

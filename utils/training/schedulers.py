@@ -2,7 +2,7 @@
 
 import math
 
-from datasets.errors import InputError
+from utils.io.errors import InputError
 
 
 class WarmupCosineScheduler:

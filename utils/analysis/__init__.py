@@ -1,0 +1,1 @@
+"""What embeddings look like: maps in the plane, drift, similarity of encoders."""

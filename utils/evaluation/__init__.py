@@ -1,0 +1,1 @@
+"""What judges an encoder: saved encoders, their embeddings, probes, a classifier's own test."""

@@ -1,0 +1,1 @@
+"""What results are: metrics, tables, figures, the report."""

@@ -1,0 +1,1 @@
+"""From the command line to a run: arguments, configuration, run folder and record, processes, signals, hardware."""

@@ -1,0 +1,153 @@
+"""The command line: a YAML, SpeechBrain's run options, and overrides of the YAML's keys."""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import textwrap
+
+from speechbrain.utils.run_opts import RunOptions
+
+from models.pretrained import read_pretrained
+from utils.io.errors import InputError
+from utils.run.config import MIXED, UNUSABLE
+from utils.run.yaml_text import option_names, plain_keys, read_text, refuse_unknown, tag_of
+
+
+def parse_arguments(doc, argv=None):
+    """Read ``script.py config.yaml [--run_option ...] [--yaml_key=value | --yaml_key value ...]``.
+
+    Parameters
+    ----------
+    doc : str
+        The script's docstring, shown by ``--help``.
+    argv : list of str, optional
+        Arguments without the script's name.
+
+    Returns
+    -------
+    hparams_file : str
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    overrides : str, YAML text with one ``key: value`` a line
+
+    Raises
+    ------
+    InputError
+        No configuration file, an unknown key, a key without a value, or an option that can't be read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(_help(doc, [token for token in argv if os.path.isfile(token)]))
+        sys.exit(0 if argv else 2)
+    options, overrides = _split(argv)
+    hparams_file, run_opts = _parse_options(options)
+    if not os.path.isfile(hparams_file):
+        raise InputError(f"No configuration file {hparams_file}.{_nearest_file(hparams_file)}")
+    keys, lines = plain_keys(read_text(hparams_file), hparams_file), []
+    if not keys:
+        raise InputError(f"{hparams_file} is empty: is it a configuration of this script?")
+    for key, value in overrides.items():
+        refuse_unknown(key, keys)
+        if not value:
+            raise InputError(f"--{key} has no value: write --{key}=VALUE.")
+        lines.append(f"{key}: {_as_yaml(key, value, keys[key])}")
+        plain_keys(lines[-1], f"--{key}={value}")
+    given = plain_keys("\n".join(lines), "the command line")
+    lines += [f"{key}: {json.dumps(value)}" for key, value in _demanded(keys, given).items()]
+    return hparams_file, run_opts, "\n".join(lines)
+
+
+def _help(doc, files):
+    """The script's docstring, the keys of the YAML that is given with their comments, and SpeechBrain's run options."""
+    lines = [doc.strip(), ""]
+    if files:
+        lines += [f"Keys of {files[0]}, to be overridden as --key=value:", ""]
+        for line in read_text(files[0]).splitlines():
+            section = re.match(r"# (.*)", line)
+            key, value, comment = re.match(r"([a-z]\w*):\s*(.*?)\s*(?:# (.*))?$|", line).groups(default="")
+            if section and lines[-1]:
+                lines += ["", section[1]]
+            elif comment or value and not re.match("!(new|name|apply):", value):  # what is only built is edited there
+                value = re.sub("!ref |!apply:.*|!PLACEHOLDER", "", value) or "..."
+                lines.append(f"  --{key:22} {value}{comment and f'  ({comment})'}")
+    else:
+        lines.append("Each key of the YAML can be overridden as --key=value; with a YAML before it, --help lists them.")
+    options = " ".join(f"--{name}" for name in sorted(option_names() - UNUSABLE.keys()))
+    return "\n".join([*lines, "", "Run options of SpeechBrain:", textwrap.fill(options, 118, break_on_hyphens=False)])
+
+
+def _demanded(keys, given):
+    """Settings that a file of pretrained weights brings with it: they override the YAML's, not the user's.
+
+    Raises
+    ------
+    InputError
+        The file can't be used, the user asks for something else, or the sample rate doesn't fit.
+    """
+    path = given.get("pretrained_weights", keys.get("pretrained_weights"))
+    if not path or not isinstance(path, str):  # what is no path is refused when all is built
+        return {}
+    demanded = read_pretrained(os.path.expanduser(path)).settings
+    for key, value in demanded.items():
+        fixed = given if key != "sample_rate" else {**keys, **given}
+        if fixed.get(key, value) != value:
+            raise InputError(f"{path} needs {key}={value}, but {key} is {fixed[key]}: set --{key}={value}.")
+    return {key: value for key, value in demanded.items() if key not in given}
+
+
+def _split(argv):
+    """Part the arguments into those of SpeechBrain, a list, and the overrides of the YAML, a dict."""
+    options, overrides, current = [], {}, None
+    for token in argv:
+        if token.startswith("--"):
+            key, equals, value = token[2:].partition("=")
+            is_option = key in option_names()
+            current = None if is_option else key
+            if is_option:
+                options.append(token.replace("=.inf", "=inf"))  # YAML's infinity, which argparse doesn't know
+            else:
+                overrides[key] = value if equals else ""
+        elif re.match(r"-[A-Za-z_]", token):
+            raise InputError(f"{token}: keys and options begin with two dashes, -{token}.")
+        elif current is not None:  # --key value, or what the shell has split at a space
+            overrides[current] = f"{overrides[current]} {token}".strip()
+        else:
+            options.append("inf" if token == ".inf" else token)
+    return options, overrides
+
+
+def _parse_options(options):
+    """Let SpeechBrain parse its options, and turn argparse's usage text into one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            hparams_file, run_opts, rest = RunOptions.from_command_line_args(options)
+    except SystemExit:
+        reason = said.getvalue().rpartition("error: ")[2].strip()
+        if "param_file" in reason:
+            reason = "No configuration file: the first argument is a YAML, such as hparams/demo/supclr_train.yaml."
+        raise InputError(reason) from None
+    if rest:
+        raise InputError(f"What is {rest!r} for? After the YAML come --key=VALUE and run options; see --help.")
+    return hparams_file, run_opts
+
+
+def _nearest_file(path):
+    folder = os.path.dirname(path) or "."
+    names = sorted(n for n in os.listdir(folder) if n.endswith((".yaml", ".yml"))) if os.path.isdir(folder) else []
+    return f" {folder} holds {', '.join(names)}." if names else ""
+
+
+def _as_yaml(key, value, default):
+    """An override as YAML. Where the key takes text, it is taken as typed: a path may hold " #", a name be a number."""
+    if key == "task_classes":
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            return json.dumps(ast.literal_eval(value))  # [(3, 8), (9, 4)], ((3, 8), (9, 4)), [["dog", "siren"]]
+        return value if re.search("[\"'!]", value) else value.replace("(", "[").replace(")", "]")
+    takes_text = key not in MIXED and (default is None or isinstance(default, str) or tag_of(default) == "!PLACEHOLDER")
+    return json.dumps(value, ensure_ascii=False) if takes_text and value != "null" and value[0] not in "\"'!" else value
+
+

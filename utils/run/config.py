@@ -1,0 +1,229 @@
+"""From the command line to objects: arguments, the YAML, and their checks.
+
+Everything that can be wrong in a configuration is found here, before any audio is read.
+"""
+
+import importlib.util
+import logging
+import logging.handlers
+import math
+import os
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import infer_device
+
+from utils.io.errors import InputError
+from utils.run.loggers import EXTRA_LOGGERS
+from utils.run.processes import world_size
+from utils.run.yaml_text import plain_keys, read_text, refuse_unknown, tag_of
+
+logger = logging.getLogger(__name__)
+
+PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir",
+         "pretrained_weights")  # fmt: skip
+OPTIONAL = ("store_folder", "pretrained_weights")  # paths that may be null
+FLAGS = ("overwrite", "skip_bad_audio", "use_mixup", "mean_norm", "standardise")
+MADE = ("dataset", "opt_class", "classifier")  # what a YAML makes by !name
+# What a script can't do without; those of one trainer alone are named there.
+RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",
+            "store_folder", "skip_bad_audio", "seed", "modules", "opt_class", "batch_size", "lr", "final_lr",
+            "number_of_epochs", "warmup_epochs", "replay_num_keep", "emb_dim", "encoder")  # fmt: skip
+TRAINING_KEYS = (*RUN_KEYS, "train_duration", "use_mixup", "mixup_alpha", "num_workers", "extra_logger",
+                 "ckpt_overhead")  # fmt: skip
+JUDGING_KEYS = ("ssl_checkpoints_dir", *RUN_KEYS, "linclf_train_type", "standardise", "embedding_batch_size", "loss",
+                "classifier")  # fmt: skip
+MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
+LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
+    "seed": 0,
+    "batch_size": 2,
+    "embedding_batch_size": 1,
+    "number_of_epochs": 1,
+    "warmup_epochs": 0,
+    "train_duration": 0.05,
+    "sample_rate": 1000,
+    "num_workers": 0,
+    "emb_dim": 4,
+    "n_mels": 1,
+    "n_tasks": 1,
+    "lr": 0.0,
+    "final_lr": 0.0,
+    "ssl_weight": 0.0,
+    "sup_weight": 0.0,
+    "temperature": 1e-6,
+    "mixup_alpha": 1e-6,
+    "ckpt_overhead": 1e-6,
+}
+# Run options that SpeechBrain 1.1 has and that can't work with one Brain a task, and what to do instead.
+UNUSABLE = {
+    "test_only": "linclf_train.py judges what is trained",
+    "auto_mix_prec": "use --precision=fp16",
+    "bfloat16_mix_prec": "use --precision=bf16",
+    "data_parallel_backend": "start the script with torchrun",
+    "optimizer_step_limit": "set number_of_epochs",
+}
+
+
+def load_config(hparams_file, overrides, run_opts=None, needs=()):
+    """Check the overrides against the YAML and build what it describes.
+
+    Parameters
+    ----------
+    hparams_file, overrides : str
+        As `parse_arguments` returns them.
+    run_opts : speechbrain.utils.run_opts.RunOptions, optional
+        Of a run that is to start: they and the front end are checked too.
+    needs : sequence of str
+        Keys without which the caller can't work.
+
+    Returns
+    -------
+    dict
+        The YAML's keys, objects built, ``~`` in paths expanded.
+
+    Raises
+    ------
+    InputError
+        Unreadable YAML, unknown, missing or unset key, bad value, or a run option that can't work here.
+    """
+    keys = plain_keys(text := read_text(hparams_file), hparams_file)
+    given = plain_keys(overrides, "the command line")
+    for key, value in given.items():
+        _check_override(key, value, keys)
+    _refuse_missing(keys, given, needs, hparams_file)
+    _check_numbers({k: v for k, v in {**keys, **given}.items() if tag_of(v) is None})
+    try:
+        hparams = load_hyperpyyaml(text, overrides)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the YAML's objects raise when they are built
+        reason = " ".join(map(str, error.args)) if not isinstance(error, OSError) else str(error)
+        reason = reason.strip() or type(error).__name__
+        raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error
+    _check_kinds(hparams)
+    places = {key for key in PATHS if isinstance(hparams.get(key), str)}
+    hparams |= {key: os.path.expanduser(hparams[key]) for key in places}
+    _check_numbers(hparams)
+    _check_together(hparams, debug=run_opts is not None and run_opts.debug)
+    if run_opts is not None:
+        _check_run(hparams, run_opts)
+    return hparams
+
+
+def _refuse_missing(keys, given, needs, hparams_file):
+    """Raise for a key that the YAML lacks, or that it leaves to the user."""
+    lacking = [key for key in needs if key not in keys]
+    if lacking:
+        more = f" (nor {len(lacking) - 1} other keys)" if len(lacking) > 1 else ""
+        raise InputError(f"{hparams_file} has no {lacking[0]}{more}: is it a configuration of this script?")
+    unset = [k for k, v in keys.items() if tag_of(v) == "!PLACEHOLDER" and k not in given]
+    if unset:
+        raise InputError(f"{unset[0]} is not set: add --{unset[0]}=VALUE, or set it in {hparams_file}.")
+
+
+def _check_override(key, value, keys):
+    """Refuse an unknown key, and a value whose type can't be meant."""
+    refuse_unknown(key, keys)
+    default = keys[key]
+    if key in MIXED or key == "task_classes":
+        return
+    tag = tag_of(default) or ""
+    if (tag.startswith(("!new:", "!name:")) or isinstance(default, dict) and not tag) and not (
+        tag_of(value) or isinstance(value, dict)
+    ):
+        raise InputError(f"--{key}={value}: {key} is built by the YAML ({tag or 'a mapping'}): edit it there.")
+    for kind, what in ((bool, "True or False"), (int, "a whole number"), (float, "a number")):
+        if isinstance(default, kind):
+            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+            if not fits or (kind is not bool and isinstance(value, bool)):
+                raise InputError(f"--{key}={value}: {key} is {what}, such as {default}.")
+            return
+
+
+def _check_kinds(hparams):
+    """Refuse what the YAML itself has of a kind that can't be meant; overrides are of its kinds already."""
+    for key in PATHS:
+        value = hparams.get(key, "")
+        if not isinstance(value, str) and not (value is None and key in OPTIONAL):
+            raise InputError(f"{key} is {value!r}: it must be a path, in quotes if it looks like something else.")
+    for key in FLAGS:
+        if not isinstance(hparams.get(key, False), bool):
+            raise InputError(f"{key} is {hparams[key]!r}: it must be True or False.")
+    for key in MADE:
+        if not callable(hparams.get(key, str)):
+            raise InputError(f"{key} is {hparams[key]!r}: it is built by the YAML, edit it there.")
+    modules = hparams.get("modules", {})
+    for name, module in modules.items() if isinstance(modules, dict) else [("modules", modules)]:
+        if not isinstance(module, torch.nn.Module):
+            raise InputError(f"{name} is {module!r}: it is built by the YAML, edit it there.")
+    lacking = [name for name in ("compute_features", "mean_var_norm", "embedding_model") if name not in (modules or {})]
+    if "modules" in hparams and lacking:
+        raise InputError(f"modules has no {lacking[0]}: name it there in the YAML.")
+
+
+def _check_numbers(values):
+    """Refuse numbers out of range, and what is no number where one is needed."""
+    for key, lowest in LOWEST.items():
+        value = values.get(key, lowest)
+        kinds, what = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
+        is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < lowest:
+            raise InputError(f"{key} is {value!r}: it must be {what} of at least {lowest}.")
+
+
+def _check_together(hparams, debug):
+    """Refuse values that don't go together."""
+    warmup, epochs = hparams.get("warmup_epochs", 0), hparams.get("number_of_epochs", math.inf)
+    if warmup >= epochs and not debug:
+        raise InputError(f"warmup_epochs is {warmup} of {epochs} epochs: set it below number_of_epochs.")
+    weights = [key for key in hparams if key.endswith("_weight")]
+    if weights and not any(hparams[key] for key in weights):
+        raise InputError(f"{' and '.join(weights)} are 0, so there is no loss: set one above 0.")
+    name = hparams.get("extra_logger")
+    if name is not None and name not in list(EXTRA_LOGGERS):
+        raise InputError(f"extra_logger is {name!r}: choose null or one of {', '.join(EXTRA_LOGGERS)}.")
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise InputError(f"extra_logger: {name} is not installed: pip install {name}, or set extra_logger to null.")
+
+
+def _check_front_end(hparams):
+    """Try the front end on silence of a view's length: torch's STFT refuses some of its settings only when it runs."""
+    if "compute_features" in hparams:
+        samples = round(hparams.get("train_duration", 1.0) * hparams["sample_rate"])
+        try:
+            hparams["compute_features"](torch.zeros(1, samples))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"compute_features doesn't fit sample_rate={hparams['sample_rate']}: {reason}") from error
+
+
+def _check_run(hparams, run_opts):
+    """Refuse a front end and run options that can't work here."""
+    _check_front_end(hparams)
+    batch_size, n = hparams.get("batch_size"), world_size()
+    if n > 1 and (batch_size % n or batch_size < 2 * n):  # batch norm needs two clips in each
+        raise InputError(f"batch_size is {batch_size}, of all {n} processes together: set it to a multiple of {n}, "
+                         f"{2 * n} or more, or start another number of processes.")  # fmt: skip
+    for name in sorted(UNUSABLE.keys() & run_opts.overridden_args):
+        raise InputError(f"--{name} can't be used here: {UNUSABLE[name]}.")
+    for name in ("debug_batches", "grad_accumulation_factor"):
+        if run_opts[name] < 1:
+            raise InputError(f"--{name}={run_opts[name]}: it must be at least 1.")
+    device = run_opts.device or infer_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"--device={device} can't be used here ({reason}): use --device=cpu.") from error
+    for name in ("precision", "eval_precision"):
+        value = effective_option(name, hparams, run_opts)
+        if value not in ("fp32", "fp16", "bf16") or value == "fp16" and torch.device(device).type == "cpu":
+            raise InputError(f"{name} is {value!r}: choose fp32, bf16 or, on a GPU, fp16.")
+    norm = effective_option("max_grad_norm", hparams, run_opts)
+    if not isinstance(norm, (int, float)) or not norm > 0:
+        raise InputError(f"max_grad_norm is {norm!r}: it must be above 0; .inf disables clipping.")
+
+
+def effective_option(name, hparams, run_opts):
+    """A run option as SpeechBrain's Brain takes it: command line, else YAML, else its default."""
+    return run_opts[name] if name in run_opts.overridden_args or name not in hparams else hparams[name]
