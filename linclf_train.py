@@ -8,9 +8,9 @@ Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), sectio
 
 Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
 <experiment_name>+seed_<seed>, each beside the same evaluation of a random-weights encoder, the floor. Keys that matter:
-linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, number_of_epochs, standardise, and
-those that name the encoder's architecture and front end, which must be the ones it was trained with (encoder, emb_dim,
-emb_norm_type, front_end, n_mels, mean_norm, sample_rate). With full, any number of encoders of any data set.
+linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs,
+standardise. Encoder and front end are those of ssl_checkpoints_dir's run. With full, any number of encoders of any data
+set.
 
 Each clip passes each encoder once; embeddings stay beside the checkpoints, so the next evaluation takes seconds.
 """
@@ -19,16 +19,13 @@ import copy
 
 import speechbrain as sb
 
-from datasets.prepare import DATA_KEYS, prepare
-from utils.evaluation.probe import Evaluation, ProbeBrain, evaluate_encoders
-from utils.evaluation.saved import check_same_encoder, find_checkpoints
+from utils.evaluation.judge import Evaluation, evaluate_encoders
+from utils.evaluation.probes import ProbeBrain
+from utils.evaluation.saved import as_trained, find_checkpoints, settings_of
 from utils.results.save import save_results
-from utils.run.arguments import parse_arguments
-from utils.run.config import JUDGING_KEYS, load_config
 from utils.run.exits import user_errors
-from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
+from utils.run.experiment import Run
 from utils.run.processes import one_process_only
-from utils.run.record import save_versions
 
 
 class LinearProbe(ProbeBrain):
@@ -49,28 +46,15 @@ class LinearProbe(ProbeBrain):
 
 if __name__ == "__main__":
     with user_errors():
-        # Command line and YAML to objects; the encoders that are to be judged.
         one_process_only("linclf_train.py")
-        hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        hparams = load_config(hparams_file, overrides, run_opts, JUDGING_KEYS)
-        settings = run_settings(hparams_file, overrides, run_opts, hparams)
-        encoders = find_checkpoints(hparams["ssl_checkpoints_dir"])
-        trained = check_same_encoder(encoders[0], settings)
-        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-
-        # Metadata to a table of clips with tasks; their samples in the store.
-        data = prepare(*(hparams[key] for key in DATA_KEYS))
-
-        random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
-        Evaluation(LinearProbe, hparams, run_opts, data).check(encoders)
-
-        # All input is good: the run's folder, with its settings and versions.
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams, run_opts, data)
-
+        # The command line and the YAML, with the encoder and front end of ssl_checkpoints_dir's run.
+        run = Run(__doc__, LinearProbe, adapt=as_trained)
+        encoders = find_checkpoints(run.hparams["ssl_checkpoints_dir"])
+        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
+        evaluation = Evaluation(LinearProbe, run)
+        random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
+        evaluation.check(encoders)
+        run.open()  # all input is good: the run's folder, with its settings and record
         # Every saved encoder and, by the same protocol, one with random weights.
-        results = evaluate_encoders(LinearProbe, hparams, run_opts, data, encoders, random_weights)
-        save_results(results, hparams, data, trained, settings, encoders)
+        results = evaluate_encoders(evaluation, encoders, random_weights)
+        save_results(results, run, settings_of(encoders[0]), encoders)

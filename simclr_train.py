@@ -14,59 +14,37 @@ temperature, replay_num_keep, use_mixup, task_classes, train_duration, batch_siz
 "Results" in the README has the commands, times and figures of the runs on ESC-10.
 """
 
-import speechbrain as sb
-
-from datasets.prepare import DATA_KEYS, prepare
-from utils.run.arguments import parse_arguments
-from utils.run.config import TRAINING_KEYS, load_config
 from utils.run.exits import user_errors
-from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
-from utils.run.processes import join_processes, main_first
-from utils.run.record import save_versions
+from utils.run.experiment import Run
+from utils.run.keys import TRAINING_KEYS
 from utils.training.brain import TaskBrain
-from utils.training.loop import plan_tasks, train_tasks
+from utils.training.loop import Stream
 
 
 class SimCLR(TaskBrain):
     """NT-Xent on the two views. Legend: B clips, D embedding features."""
 
+    needs = ("ntxent_loss", *TRAINING_KEYS)
+    ssl_method = "simclr"
+
     def compute_forward(self, batch, stage):
         """Predictor outputs of both views."""
-        batch = batch.to(self.device, non_blocking=True)
-        h1 = self.embed_view(batch.view1, stage)  # [B, D]
-        h2 = self.embed_view(batch.view2, stage)  # [B, D], on its own: batch statistics are per view
-        z1 = self.modules.predictor(self.modules.projector(h1))  # [B, D]
-        z2 = self.modules.predictor(self.modules.projector(h2))  # [B, D]
-        return z1, z2
+        batch = self.prepare_batch(batch)
+        out = self.embed_views(batch, stage)  # h1, h2 [B, D]: each view on its own, as batch statistics are per view
+        out["z1"] = self.modules.predictor(self.modules.projector(out["h1"]))  # [B, D]
+        out["z2"] = self.modules.predictor(self.modules.projector(out["h2"]))  # [B, D]
+        return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, a scalar."""
-        z1, z2 = predictions
-        self.spread.add("z", z1, z2)
-        return self.weighted_sum({"ssl": self.hparams.ntxent_loss(z1, z2)}, {"ssl": 1.0})
+        loss = self.hparams.ntxent_loss(predictions["z1"], predictions["z2"])
+        return self.weighted_sum({"ssl": loss}, {"ssl": 1.0}, predictions, batch)
 
 
 if __name__ == "__main__":
     with user_errors():
-        # 1-2. Command line and YAML to objects.
-        hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        join_processes(run_opts)  # under torchrun
-        hparams = load_config(hparams_file, overrides, run_opts, needs=("ntxent_loss", *TRAINING_KEYS))
-
-        # 3. Another run's folder is refused.
-        settings = run_settings(hparams_file, overrides, run_opts, hparams)
-        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-
-        # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = main_first(prepare)(*(hparams[key] for key in DATA_KEYS))
-        plan = plan_tasks(hparams, run_opts, data)
-
-        # 6. All input is good: the run's folder, with its settings and versions.
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams, run_opts, data)
-
-        # 7-12. One Brain a task, from the weights of the task before.
-        train_tasks(SimCLR, hparams, run_opts, data, plan, hparams["modules"])
+        run = Run(__doc__, SimCLR)  # the command line and the YAML; another run's folder is refused
+        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
+        stream = Stream(SimCLR, run)  # each task's clips and steps
+        run.open()  # all input is good: the run's folder, with its settings and record
+        stream.train()  # one Brain a task, from the weights of the task before

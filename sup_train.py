@@ -21,66 +21,45 @@ replay_num_keep, use_mixup, encoder (with emb_dim), train_duration, batch_size, 
 import speechbrain as sb
 import torch.nn.functional as F
 
-from datasets.prepare import DATA_KEYS, prepare
 from utils.evaluation.own_test import TaskTests
 from utils.results.save import save_results
-from utils.run.arguments import parse_arguments
-from utils.run.config import TRAINING_KEYS, load_config
 from utils.run.exits import user_errors
-from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
-from utils.run.processes import join_processes, main_first
-from utils.run.record import save_versions
+from utils.run.experiment import Run
+from utils.run.keys import TRAINING_KEYS
 from utils.training.brain import TaskBrain
-from utils.training.loop import plan_tasks, train_tasks
+from utils.training.loop import Stream
 
 
 class Supervised(TaskBrain):
     """Cross entropy on one view, whole clips for validation. Legend: B clips, D embedding features, C classes."""
 
+    needs = ("sup_loss", "eval_precision", "classifier", "embedding_batch_size", *TRAINING_KEYS)
     n_views = 1
+    validates = True
 
     def compute_forward(self, batch, stage):
         """Logits."""
-        batch = batch.to(self.device, non_blocking=True)
-        h = self.embed_view(batch.view1, stage)  # [B, D]
-        return self.modules.classifier(h)  # [B, C]
+        batch = self.prepare_batch(batch)
+        out = self.embed_views(batch, stage, n_views=1)  # h1 [B, D]
+        out["logits"] = self.modules.classifier(out["h1"])  # [B, C]
+        return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
         """Cross entropy, with mixup's label probabilities in training; a scalar."""
         if stage == sb.Stage.TRAIN:
-            loss = self.hparams.sup_loss(predictions, batch.label_probs.data)
-            return self.weighted_sum({"sup": loss}, {"sup": 1.0})
-        labels = batch.label.to(predictions.device)  # [B]
-        self.count(predictions, labels)
-        return F.cross_entropy(predictions.float(), labels)
+            loss = self.hparams.sup_loss(predictions["logits"], batch.label_probs.data)
+            return self.weighted_sum({"sup": loss}, {"sup": 1.0}, predictions, batch)
+        labels = batch.label.to(predictions["logits"].device)  # [B]
+        self.count(predictions["logits"], labels)
+        return F.cross_entropy(predictions["logits"].float(), labels)
 
 
 if __name__ == "__main__":
     with user_errors():
-        # 1-2. Command line and YAML to objects.
-        hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        join_processes(run_opts)  # under torchrun
-        needs = ("sup_loss", "eval_precision", "classifier", "embedding_batch_size", *TRAINING_KEYS)
-        hparams = load_config(hparams_file, overrides, run_opts, needs)
-
-        # 3. Another run's folder is refused.
-        settings = run_settings(hparams_file, overrides, run_opts, hparams)
-        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-
-        # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = main_first(prepare)(*(hparams[key] for key in DATA_KEYS))
-        plan = plan_tasks(hparams, run_opts, data, validate=True)
-
-        # 6. All input is good: the run's folder, with its settings and versions.
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams, run_opts, data)
-
-        # 7-12. One Brain a task, from the weights of the task before; each task's encoder and classifier are tested.
-        classifier = hparams["classifier"](n_classes=len(data.classes))
-        modules = {**hparams["modules"], "classifier": classifier}
-        tests = TaskTests(hparams, run_opts, data, modules)
-        train_tasks(Supervised, hparams, run_opts, data, plan, modules, after_task=tests)
-        save_results(tests.results(), hparams, data, settings, settings, tests.folders)
+        run = Run(__doc__, Supervised)  # the command line and the YAML; another run's folder is refused
+        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
+        stream = Stream(Supervised, run)  # each task's clips and steps
+        run.open()  # all input is good: the run's folder, with its settings and record
+        tests = TaskTests(run, stream.modules)  # each task's encoder and classifier are tested
+        stream.train(after_task=tests)  # one Brain a task, from the weights of the task before
+        save_results(tests.results(), run, run.settings, tests.folders)

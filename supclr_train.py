@@ -13,69 +13,43 @@ encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epoc
 "Results" in the README has the commands, times and figures of the runs on ESC-10.
 """
 
-import speechbrain as sb
-
-from datasets.prepare import DATA_KEYS, prepare
-from utils.run.arguments import parse_arguments
-from utils.run.config import TRAINING_KEYS, load_config
 from utils.run.exits import user_errors
-from utils.run.folder import LOG_CONFIG, check_run_folder, open_run_folder, run_settings
-from utils.run.processes import join_processes, main_first
-from utils.run.record import save_versions
+from utils.run.experiment import Run
+from utils.run.keys import TRAINING_KEYS
 from utils.training.brain import TaskBrain
-from utils.training.loop import plan_tasks, train_tasks
+from utils.training.loop import Stream
 
 
 class SupCLR(TaskBrain):
-    """NT-Xent on the two views, cross entropy on the first. Legend: B clips, D embedding features, C classes."""
+    """A self-supervised loss on two views, cross entropy on the first. Legend: B clips, D features, C classes."""
+
+    needs = ("ssl_weight", "sup_weight", "sup_loss", "classifier", *TRAINING_KEYS)
 
     def compute_forward(self, batch, stage):
         """Embed the views and run the heads whose loss has a weight; the others' weights get no gradient and stay."""
-        batch = batch.to(self.device, non_blocking=True)
-        h1 = self.embed_view(batch.view1, stage)  # [B, D]
-        out = {}
+        batch = self.prepare_batch(batch)
+        out = self.embed_views(batch, stage, n_views=2 if self.hparams.ssl_weight else 1)  # h1, h2 [B, D]
         if self.hparams.ssl_weight:
-            h2 = self.embed_view(batch.view2, stage)  # [B, D], on its own: batch statistics are per view
-            out["z1"] = self.modules.predictor(self.modules.projector(h1))  # [B, D]
-            out["z2"] = self.modules.predictor(self.modules.projector(h2))  # [B, D]
+            out |= self.method(self.modules, out["view1"], out["view2"])  # z1, z2
         if self.hparams.sup_weight:
-            out["logits"] = self.modules.classifier(h1)  # [B, C]
-        return out
+            out["logits"] = self.modules.classifier(out["h1"])  # [B, C]
+        return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
         """The weighted sum of the losses, a scalar."""
         losses = {}
-        if "z1" in predictions:
-            self.spread.add("z", predictions["z1"], predictions["z2"])
-            losses["ssl"] = self.hparams.ssl_loss(predictions["z1"], predictions["z2"])
-        if "logits" in predictions:
+        if self.hparams.ssl_weight:
+            losses["ssl"] = self.method.loss(predictions)
+        if self.hparams.sup_weight:
             losses["sup"] = self.hparams.sup_loss(predictions["logits"], batch.label_probs.data)
-        return self.weighted_sum(losses, {"ssl": self.hparams.ssl_weight, "sup": self.hparams.sup_weight})
+        weights = {"ssl": self.hparams.ssl_weight, "sup": self.hparams.sup_weight}
+        return self.weighted_sum(losses, weights, predictions, batch)
 
 
 if __name__ == "__main__":
     with user_errors():
-        # 1-2. Command line and YAML to objects.
-        hparams_file, run_opts, overrides = parse_arguments(__doc__)
-        join_processes(run_opts)  # under torchrun
-        needs = ("ssl_weight", "sup_weight", "ssl_loss", "sup_loss", "classifier", *TRAINING_KEYS)
-        hparams = load_config(hparams_file, overrides, run_opts, needs)
-
-        # 3. Another run's folder is refused.
-        settings = run_settings(hparams_file, overrides, run_opts, hparams)
-        check_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-
-        # 4-5. Metadata to a table of clips with tasks; their samples in the store.
-        data = main_first(prepare)(*(hparams[key] for key in DATA_KEYS))
-        plan = plan_tasks(hparams, run_opts, data)
-
-        # 6. All input is good: the run's folder, with its settings and versions.
-        open_run_folder(hparams["output_folder"], settings, hparams["overwrite"])
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides, log_config=LOG_CONFIG, save_env_desc=False
-        )
-        save_versions(hparams, run_opts, data)
-
-        # 7-12. One Brain a task, from the weights of the task before.
-        classifier = hparams["classifier"](n_classes=len(data.classes))
-        train_tasks(SupCLR, hparams, run_opts, data, plan, {**hparams["modules"], "classifier": classifier})
+        run = Run(__doc__, SupCLR)  # the command line and the YAML; another run's folder is refused
+        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
+        stream = Stream(SupCLR, run)  # each task's clips and steps
+        run.open()  # all input is good: the run's folder, with its settings and record
+        stream.train()  # one Brain a task, from the weights of the task before

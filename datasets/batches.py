@@ -88,16 +88,16 @@ class ViewDataset(Dataset):
         Parameters
         ----------
         key : tuple of int
-            (epoch, place in the rows), as `EpochSampler` yields them.
+            (epoch, place in the rows), as `EpochSampler` yields them; of the memory (epoch, step, place).
 
         Returns
         -------
         dict
             `id` (clip number), `view1`, `view2`, ... ([S] or shorter, float32), `label_probs` ([C]).
         """
-        epoch, place = key
+        *draw, place = key
         clip = int(self.clips[place])
-        rng = np.random.default_rng([self.seed, self.task, epoch, clip])
+        rng = np.random.default_rng([self.seed, self.task, *draw, clip])
         partner, weight = self.mixup(place, len(self), rng)
         sources = [(clip, weight)] + ([(int(self.clips[partner]), 1.0 - weight)] if weight < 1.0 else [])
         views = {f"view{i + 1}": self._view(sources, rng) for i in range(self.n_views)}

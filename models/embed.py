@@ -4,13 +4,13 @@ Legend: B clips, T frames, F mel bands, D features.
 """
 
 
-def embed(modules, wav, lengths, augment=False):
-    """Waveforms to embeddings, the one way for training and evaluation.
+def extract_features(modules, wav, lengths, augment=False):
+    """Compute the encoder's input.
 
     Parameters
     ----------
     modules : mapping
-        `compute_features`, `mean_var_norm`, `embedding_model` and, where asked for, `augment`.
+        `compute_features`, `mean_var_norm` and, where asked for, `augment`.
     wav : torch.Tensor
         [B, samples].
     lengths : torch.Tensor
@@ -21,10 +21,14 @@ def embed(modules, wav, lengths, augment=False):
     Returns
     -------
     torch.Tensor
-        [B, D].
+        [B, T, F], log-mel in dB, normalised.
     """
-    features = modules["compute_features"](wav)  # [B, T, F], log-mel in dB
+    features = modules["compute_features"](wav)
     if augment:
         features = modules["augment"](features)
-    features = modules["mean_var_norm"](features, lengths)
-    return modules["embedding_model"](features, lengths).squeeze(1)  # [B, D]
+    return modules["mean_var_norm"](features, lengths)
+
+
+def embed(modules, wav, lengths):
+    """Embed whole clips: [B, samples], [B] -> [B, D]. `modules` also has `embedding_model`; the rest is as above."""
+    return modules["embedding_model"](extract_features(modules, wav, lengths), lengths).squeeze(1)

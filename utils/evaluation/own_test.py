@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from utils.evaluation.embeddings import cache_beside, make_embedder
-from utils.evaluation.probe import Embedded, confusion_matrix
+from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
 from utils.run.processes import main_only
 from utils.training.checkpoints import load_weights
 
@@ -21,10 +21,8 @@ class TaskTests:
 
     Parameters
     ----------
-    hparams : dict
-        Uses `modules`, `output_folder`, `eval_precision`, `embedding_batch_size`, `batch_size`.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    data : datasets.prepare.Data
+    run : utils.run.experiment.Run
+        With its data read.
     modules : dict of str to torch.nn.Module
         With the weights before training: `classifier` and what `hparams["modules"]` has.
 
@@ -34,13 +32,13 @@ class TaskTests:
         Those of the tasks tested so far.
     """
 
-    def __init__(self, hparams, run_opts, data, modules):
-        self.data, self.network = data, {n: modules[n] for n in ("embedding_model", "classifier")}
+    def __init__(self, run, modules):
+        self.data, self.network = run.data, {n: modules[n] for n in ("embedding_model", "classifier")}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
-        self.embedder, self.output_folder = make_embedder(hparams, run_opts), hparams["output_folder"]
-        self.rows = data.split("test")
-        if run_opts.debug:
-            self.rows = self.rows.groupby("task").head(run_opts.debug_batches * hparams["batch_size"])
+        self.embedder, self.output_folder = make_embedder(run.hparams, run.options), run.folder
+        self.rows = run.data.split("test")
+        if run.options.debug:
+            self.rows = self.rows.groupby("task").head(run.options.debug_batches * run.hparams["batch_size"])
         self.folders, self.trained = [], []
 
     @main_only
@@ -58,7 +56,7 @@ class TaskTests:
         cache = cache_beside(self.folders[0], self.output_folder)
         vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
-        confusion = confusion_matrix(self.network["classifier"].eval(), clips, len(self.data.classes))  # [C, C]
+        confusion = confusion_matrix(LinearPredictor(self.network["classifier"], {}), clips, len(self.data.classes))
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 
     @main_only

@@ -1,19 +1,28 @@
-"""The encoders that runs have saved: how they are found, and whether they are of this configuration."""
+"""The encoders that runs have saved: how they are found, what they were trained with, and how they are loaded."""
 
+import io
+import json
 import logging
 import os
+import re
 
+import ruamel.yaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from utils.io.errors import InputError
-from utils.run.folder import read_settings, same_setting
-from utils.training.checkpoints import latest_checkpoint
+from utils.run.folder import as_text, read_settings, same_setting
+from utils.run.keys import ENCODER_KEYS
+from utils.run.yaml_text import plain_keys
+from utils.training.brain import FRONT_END
+from utils.training.checkpoints import latest_checkpoint, load_weights
 
 logger = logging.getLogger(__name__)
 
-# What an encoder was trained with and must be judged with.
-ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm",
-                "compute_features", "mean_var_norm")  # fmt: skip
+# Parts that a YAML builds, and the tags that those of a run folder may have beyond the ones in the user's YAML: loading
+# a YAML can run code, and a run folder may be a stranger's.
+BUILT = ("compute_features", "mean_var_norm", "embedding_model")
+TRUSTED = r"tuple|(new|name|apply):(models|speechbrain\.(lobes|nnet|processing)|torch\.nn|torchlibrosa)\.[\w.]+"
 
 
 def find_checkpoints(path):
@@ -48,37 +57,91 @@ def find_checkpoints(path):
     raise InputError(f"No checkpoint in {path}: is ssl_checkpoints_dir the encoder's save folder?")
 
 
-def check_same_encoder(task_folder, settings):
-    """Compare an evaluation's architecture and front end with those of the encoder's run.
+def settings_of(task_folder):
+    """Read the settings of the run that a task's folder belongs to; empty if its run folder keeps none."""
+    path = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "settings.json")
+    return read_settings(path) if os.path.isfile(path) else {}
+
+
+def as_trained(text, overrides):
+    """Give a configuration the encoder and front end that the encoder in its `ssl_checkpoints_dir` was trained with.
+
+    What the run folder says replaces the YAML's values. A folder without settings.json, of an old run, says nothing.
 
     Parameters
     ----------
-    task_folder : str
-        A task's folder of the encoder, in a run folder's ``save``.
-    settings : dict of str to str
-        The evaluation's, as `run_settings` returns them.
+    text : str
+        The YAML of an evaluation.
+    overrides : str
+        As `utils.run.arguments.parse_arguments` returns them.
 
     Returns
     -------
-    dict of str to str
-        The encoder run's settings; empty if its run folder keeps none.
+    text, overrides : str
 
     Raises
     ------
     InputError
-        They differ; names the overrides that mend it.
+        No encoder there; an override that contradicts it; or an encoder built by code that is neither of this project
+        nor of its libraries, and isn't in the YAML either.
     """
-    path = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "settings.json")
-    if not os.path.isfile(path):
-        return {}
-    trained = read_settings(path)
-    both = [k for k in ENCODER_KEYS if k in trained and k in settings]
-    differing = [k for k in both if not same_setting(trained[k], settings[k])]
-    if differing:
-        flags = " ".join(f"--{k}={trained[k]}" for k in differing if "\n" not in str(trained[k]))
-        mend = f"add {flags}" if flags else f"copy its {', '.join(differing)} into this YAML"
-        raise InputError(f"{task_folder} was trained with another encoder or front end: {mend}.")
-    return trained
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    path = given.get("ssl_checkpoints_dir", keys.get("ssl_checkpoints_dir"))
+    if not isinstance(path, str):  # what is unset, or no path, is refused where all is checked
+        return text, overrides
+    folder = find_checkpoints(os.path.expanduser(path))[0]
+    trained, lines = settings_of(folder), [overrides]
+    for key in (key for key in ENCODER_KEYS if key in trained and key in keys and key not in BUILT):
+        value = plain_keys(f"{key}: {trained[key]}", "settings.json")[key]
+        if key not in given:
+            lines.append(f"{key}: {json.dumps(value)}")
+        elif not same_setting(given[key], value):
+            raise InputError(
+                f"--{key}={given[key]}: the encoder in {path} was trained with {key}={value}, so leave --{key} out."
+            )
+    overrides = "\n".join(filter(None, lines))
+    return _with_parts_of(trained, text, overrides, path), overrides
+
+
+def _with_parts_of(trained, text, overrides, path):
+    """Replace the YAML's definitions of encoder and front end by those of the encoder's run, where they differ."""
+    yaml = ruamel.yaml.YAML()
+    document, ours = yaml.load(text), as_text(text, overrides)
+    for key in (key for key in BUILT if key in trained and key in document):
+        theirs = _without_weights(trained[key])
+        if theirs == _without_weights(ours[key]):
+            continue
+        for tag in re.findall(r"(?:^|[\s\[{,])!([^\s\]},]+)", theirs):
+            if not re.fullmatch(TRUSTED, tag):
+                raise InputError(f"The run of {path} builds {key} by !{tag}: add that to this YAML if you trust it.")
+        document[key] = yaml.load(f"{key}: {theirs}")[key]
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def _without_weights(definition):
+    """A definition without the file that a training started from: what is judged are the weights that it saved."""
+    return re.sub(r"\n\s*weights:.*", "", definition)
+
+
+def load_encoder(task_folder, modules):
+    """Load what a task has saved of the encoder and, where it was trained, of the front end.
+
+    Parameters
+    ----------
+    task_folder : str
+    modules : dict of str to torch.nn.Module
+        `embedding_model`, `compute_features`, `mean_var_norm`.
+
+    Raises
+    ------
+    InputError
+        No checkpoint, a damaged one, or one of another architecture.
+    """
+    latest = latest_checkpoint(task_folder)
+    saved = [name for name in FRONT_END if latest and (latest[0] / f"{name}{PARAMFILE_EXT}").is_file()]
+    load_weights(task_folder, {name: modules[name] for name in ("embedding_model", *saved) if name in modules})
 
 
 def _tasks_of(save):

@@ -30,23 +30,21 @@ TESTS = {**PROTOCOLS, "sup": dataclasses.replace(PROTOCOLS["seen"], name="its ow
 
 
 @main_only
-def save_results(results, hparams, data, trained, settings, encoders):
+def save_results(results, run, trained, encoders):
     """Write everything that `linclf_train.py` promises, and `sup_train.py` for its own test; print the summary.
 
     Parameters
     ----------
     results : dict
         As `utils.evaluation.probe.evaluate_encoders` or `utils.evaluation.own_test.TaskTests.results` returns it.
-    hparams : dict
-    data : datasets.prepare.Data
+    run : utils.run.experiment.Run
     trained : dict of str to str
         Settings of the encoder's run.
-    settings : dict of str to str
-        Settings of this run.
     encoders : sequence of str
         The encoders' task folders, in order.
     """
-    folder, kind = hparams["output_folder"], hparams.get("linclf_train_type", "sup")
+    hparams, data, settings = run.hparams, run.data, run.settings
+    folder, kind = run.folder, hparams.get("linclf_train_type", "sup")
     protocol = TESTS[kind]
     task_of_class = np.full(len(data.classes), -1)
     task_of_class[data.rows["label"]] = data.rows["task"]

@@ -13,7 +13,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from models.pretrained import read_pretrained
 from utils.io.errors import InputError
-from utils.run.config import MIXED, UNUSABLE
+from utils.run.config import UNUSABLE, is_mixed
 from utils.run.yaml_text import option_names, plain_keys, read_text, refuse_unknown, tag_of
 
 
@@ -147,7 +147,8 @@ def _as_yaml(key, value, default):
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
             return json.dumps(ast.literal_eval(value))  # [(3, 8), (9, 4)], ((3, 8), (9, 4)), [["dog", "siren"]]
         return value if re.search("[\"'!]", value) else value.replace("(", "[").replace(")", "]")
-    takes_text = key not in MIXED and (default is None or isinstance(default, str) or tag_of(default) == "!PLACEHOLDER")
+    is_text = default is None or isinstance(default, str) or tag_of(default) == "!PLACEHOLDER"
+    takes_text = is_text and not is_mixed(key)
     return json.dumps(value, ensure_ascii=False) if takes_text and value != "null" and value[0] not in "\"'!" else value
 
 

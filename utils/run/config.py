@@ -5,7 +5,6 @@ Everything that can be wrong in a configuration is found here, before any audio 
 
 import importlib.util
 import logging
-import logging.handlers
 import math
 import os
 
@@ -14,46 +13,13 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
 
 from utils.io.errors import InputError
+from utils.run.keys import KEYS, PATHS
 from utils.run.loggers import EXTRA_LOGGERS
 from utils.run.processes import world_size
 from utils.run.yaml_text import plain_keys, read_text, refuse_unknown, tag_of
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("data_folder", "output_base", "output_folder", "save_folder", "store_folder", "ssl_checkpoints_dir",
-         "pretrained_weights")  # fmt: skip
-OPTIONAL = ("store_folder", "pretrained_weights")  # paths that may be null
-FLAGS = ("overwrite", "skip_bad_audio", "use_mixup", "mean_norm", "standardise")
-MADE = ("dataset", "opt_class", "classifier")  # what a YAML makes by !name
-# What a script can't do without; those of one trainer alone are named there.
-RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",
-            "store_folder", "skip_bad_audio", "seed", "modules", "opt_class", "batch_size", "lr", "final_lr",
-            "number_of_epochs", "warmup_epochs", "replay_num_keep", "emb_dim", "encoder")  # fmt: skip
-TRAINING_KEYS = (*RUN_KEYS, "train_duration", "use_mixup", "mixup_alpha", "num_workers", "extra_logger",
-                 "ckpt_overhead")  # fmt: skip
-JUDGING_KEYS = ("ssl_checkpoints_dir", *RUN_KEYS, "linclf_train_type", "standardise", "embedding_batch_size", "loss",
-                "classifier")  # fmt: skip
-MIXED = {"replay_num_keep", "max_grad_norm"}  # keys whose value may be a number or a word
-LOWEST = {  # least value of each number; a crop shorter than one analysis window has no features
-    "seed": 0,
-    "batch_size": 2,
-    "embedding_batch_size": 1,
-    "number_of_epochs": 1,
-    "warmup_epochs": 0,
-    "train_duration": 0.05,
-    "sample_rate": 1000,
-    "num_workers": 0,
-    "emb_dim": 4,
-    "n_mels": 1,
-    "n_tasks": 1,
-    "lr": 0.0,
-    "final_lr": 0.0,
-    "ssl_weight": 0.0,
-    "sup_weight": 0.0,
-    "temperature": 1e-6,
-    "mixup_alpha": 1e-6,
-    "ckpt_overhead": 1e-6,
-}
 # Run options that SpeechBrain 1.1 has and that can't work with one Brain a task, and what to do instead.
 UNUSABLE = {
     "test_only": "linclf_train.py judges what is trained",
@@ -64,7 +30,7 @@ UNUSABLE = {
 }
 
 
-def load_config(hparams_file, overrides, run_opts=None, needs=()):
+def load_config(hparams_file, overrides, run_opts=None, needs=(), text=None):
     """Check the overrides against the YAML and build what it describes.
 
     Parameters
@@ -75,6 +41,8 @@ def load_config(hparams_file, overrides, run_opts=None, needs=()):
         Of a run that is to start: they and the front end are checked too.
     needs : sequence of str
         Keys without which the caller can't work.
+    text : str, optional
+        The YAML, if it isn't the file's content as it stands.
 
     Returns
     -------
@@ -86,7 +54,8 @@ def load_config(hparams_file, overrides, run_opts=None, needs=()):
     InputError
         Unreadable YAML, unknown, missing or unset key, bad value, or a run option that can't work here.
     """
-    keys = plain_keys(text := read_text(hparams_file), hparams_file)
+    text = read_text(hparams_file) if text is None else text
+    keys = plain_keys(text, hparams_file)
     given = plain_keys(overrides, "the command line")
     for key, value in given.items():
         _check_override(key, value, keys)
@@ -121,11 +90,16 @@ def _refuse_missing(keys, given, needs, hparams_file):
         raise InputError(f"{unset[0]} is not set: add --{unset[0]}=VALUE, or set it in {hparams_file}.")
 
 
+def is_mixed(key):
+    """Whether a key's value may be a number, a word or a list."""
+    return key in KEYS and KEYS[key].kind == "mixed"
+
+
 def _check_override(key, value, keys):
     """Refuse an unknown key, and a value whose type can't be meant."""
     refuse_unknown(key, keys)
     default = keys[key]
-    if key in MIXED or key == "task_classes":
+    if is_mixed(key) or key == "task_classes":
         return
     tag = tag_of(default) or ""
     if (tag.startswith(("!new:", "!name:")) or isinstance(default, dict) and not tag) and not (
@@ -144,14 +118,13 @@ def _check_kinds(hparams):
     """Refuse what the YAML itself has of a kind that can't be meant; overrides are of its kinds already."""
     for key in PATHS:
         value = hparams.get(key, "")
-        if not isinstance(value, str) and not (value is None and key in OPTIONAL):
+        if not isinstance(value, str) and not (value is None and KEYS[key].kind == "optional path"):
             raise InputError(f"{key} is {value!r}: it must be a path, in quotes if it looks like something else.")
-    for key in FLAGS:
-        if not isinstance(hparams.get(key, False), bool):
-            raise InputError(f"{key} is {hparams[key]!r}: it must be True or False.")
-    for key in MADE:
-        if not callable(hparams.get(key, str)):
-            raise InputError(f"{key} is {hparams[key]!r}: it is built by the YAML, edit it there.")
+    for name, key in KEYS.items():
+        if key.kind == "flag" and not isinstance(hparams.get(name, False), bool):
+            raise InputError(f"{name} is {hparams[name]!r}: it must be True or False.")
+        if key.kind == "made" and not callable(hparams.get(name, str)):
+            raise InputError(f"{name} is {hparams[name]!r}: it is built by the YAML, edit it there.")
     modules = hparams.get("modules", {})
     for name, module in modules.items() if isinstance(modules, dict) else [("modules", modules)]:
         if not isinstance(module, torch.nn.Module):
@@ -163,7 +136,7 @@ def _check_kinds(hparams):
 
 def _check_numbers(values):
     """Refuse numbers out of range, and what is no number where one is needed."""
-    for key, lowest in LOWEST.items():
+    for key, lowest in ((name, key.least) for name, key in KEYS.items() if key.least is not None):
         value = values.get(key, lowest)
         kinds, what = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
         is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
@@ -176,7 +149,7 @@ def _check_together(hparams, debug):
     warmup, epochs = hparams.get("warmup_epochs", 0), hparams.get("number_of_epochs", math.inf)
     if warmup >= epochs and not debug:
         raise InputError(f"warmup_epochs is {warmup} of {epochs} epochs: set it below number_of_epochs.")
-    weights = [key for key in hparams if key.endswith("_weight")]
+    weights = [name for name, key in KEYS.items() if key.loss_weight and name in hparams]
     if weights and not any(hparams[key] for key in weights):
         raise InputError(f"{' and '.join(weights)} are 0, so there is no loss: set one above 0.")
     name = hparams.get("extra_logger")

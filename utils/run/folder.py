@@ -1,4 +1,4 @@
-"""Run folders: how a run is found again, the refusal of a different one, and the encoders that runs have saved."""
+"""Run folders: what a run's settings are, how it is found again, and how another run's folder is refused."""
 
 import io
 import json
@@ -15,40 +15,51 @@ from hyperpyyaml import resolve_references
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, write_atomically
 from utils.run.config import effective_option
+from utils.run.keys import ANY, KEYS
 from utils.run.processes import main_only
 
 logger = logging.getLogger(__name__)
 
-# Settings that change where a run's files are or how fast it goes, never its result.
-HARMLESS = {"output_base", "output_folder", "save_folder", "store_folder", "overwrite", "num_workers", "ckpt_overhead"}
-HARMLESS |= {"extra_logger"}
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 HARMLESS_OPTIONS |= {"distributed_backend", "find_unused_parameters"}
-# What an encoder was trained with and must be judged with.
-ENCODER_KEYS = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm",
-                "compute_features", "mean_var_norm")  # fmt: skip
-LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 _locks = []  # kept until the process ends
 
 
-def run_settings(hparams_file, overrides, run_opts, hparams):
-    """What decides a run's result, as text by key: the resolved YAML and the run options that were given.
+def is_harmless(key):
+    """Whether a setting changes only where a run's files are or how fast it goes, never its result."""
+    return key in KEYS and KEYS[key].harmless
+
+
+def as_text(text, overrides):
+    """Return each key of a YAML as text, references resolved and comments left out."""
+    yaml = ruamel.yaml.YAML()
+    found = {}
+    for key, value in yaml.load(resolve_references(text, overrides).getvalue()).items():
+        out = io.StringIO()
+        yaml.dump({key: value}, out)
+        lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
+        found[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
+    return found
+
+
+def run_settings(text, overrides, run_opts, hparams):
+    """Return what decides a run's result, as text by key: the resolved YAML and the run options that were given.
+
+    Parameters
+    ----------
+    text : str
+        The YAML.
+    overrides : str
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    hparams : dict
+        What was built from them.
 
     Returns
     -------
     dict of str to str
     """
-    with open(hparams_file, encoding="utf-8") as file:
-        resolved = resolve_references(file, overrides).getvalue()
-    yaml = ruamel.yaml.YAML()
-    settings = {}
-    for key, value in yaml.load(resolved).items():
-        if key not in HARMLESS and not key.startswith("__"):
-            out = io.StringIO()
-            yaml.dump({key: value}, out)
-            lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
-            settings[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
+    settings = {k: v for k, v in as_text(text, overrides).items() if not is_harmless(k) and not k.startswith("__")}
     for key in {"data_folder", "ssl_checkpoints_dir", "pretrained_weights"} & settings.keys():
         settings[key] = os.path.realpath(hparams[key]) if hparams[key] else "null"
     if "task_classes" in hparams and not callable(hparams["task_classes"]):  # however it was written
@@ -153,8 +164,16 @@ def same_setting(one, other):
         return False
 
 
+def _differs(key, saved, settings):
+    """Whether a setting is another one than that of the run in the folder."""
+    if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
+        return False
+    there = saved.get(key, KEYS[key].before if key in KEYS else None)
+    return not same_setting(there, settings.get(key))
+
+
 def _refuse_other_run(folder, saved, settings):
-    differing = [k for k in sorted({*saved, *settings}) if not same_setting(saved.get(k), settings.get(k))]
+    differing = [key for key in sorted({*saved, *settings}) if _differs(key, saved, settings)]
     if differing:
         what = "; ".join(f"{k}: {saved.get(k, 'unset')} there, {settings.get(k, 'unset')} now" for k in differing)
         raise InputError(

@@ -19,15 +19,15 @@ from utils.run.processes import main_only
 
 
 @main_only
-def save_versions(hparams, run_opts, data, argv=None):
+def save_versions(folder, run_opts, data, argv=None):
     """Write what a reader of the numbers needs to know: command, versions, commit, hardware, data. No environment.
 
     What was logged before there was a run folder goes to its log.txt.
 
     Parameters
     ----------
-    hparams : dict
-        Uses `output_folder`.
+    folder : str
+        The run folder.
     run_opts : speechbrain.utils.run_opts.RunOptions
     data : datasets.prepare.Data
     argv : list of str, optional
@@ -49,7 +49,7 @@ def save_versions(hparams, run_opts, data, argv=None):
         "data": data.fingerprint(),
         **{name: version(name) for name in names},
     }
-    write_atomically(os.path.join(hparams["output_folder"], "versions.json"), json.dumps(record, indent=1))
+    write_atomically(os.path.join(folder, "versions.json"), json.dumps(record, indent=1))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # log.txt, if SpeechBrain has opened it
             for early in early_messages.buffer:

@@ -1,34 +1,54 @@
 """The Brain that all encoder trainers share: seeds, rates, optimizers, checkpoints, progress.
 
-Legend: B clips, D features, C classes. A trainer adds `compute_forward` and `compute_objectives`; the loops are
-SpeechBrain's.
+Legend: B clips, T frames, F mel bands, D features, C classes. A trainer adds `compute_forward`, which returns a dict,
+and `compute_objectives`, a function of that dict; the loops are SpeechBrain's.
 """
 
 import inspect
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
 import numpy as np
+import pandas as pd
 import speechbrain as sb
 import torch
 import yaml
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from speechbrain.utils.distributed import ddp_broadcast
+from speechbrain.utils.epoch_loop import EpochCounter
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from models.embed import embed
+from models.embed import extract_features
+from models.methods import METHODS
+from models.methods.base import Method, View
+from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
+from utils.run.keys import TRAINING_KEYS, call_with_keys
 from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
 from utils.run.signals import Stopped, stop_signals
+from utils.strategies import make_strategy
+from utils.strategies.base import Strategy
+from utils.training.best_epoch import BestEpoch
 from utils.training.collapse import Spread, collapse_warning
 from utils.training.schedulers import WarmupCosineScheduler
 from utils.training.steps import AccuracyCount, FiniteSteps
 
 logger = logging.getLogger(__name__)
 
-HEADS_AND_ENCODER = ("embedding_model", "projector", "predictor", "classifier")  # what a task hands to the next
+FRONT_END = ("compute_features", "augment", "mean_var_norm")
+
+
+def handed_on(modules):
+    """The modules that are saved after a task and that the next one starts from: all with a state, but for the parts of
+    the front end that aren't trained."""
+    return {
+        name: module
+        for name, module in modules.items()
+        if module.state_dict() and (name not in FRONT_END or any(p.requires_grad for p in module.parameters()))
+    }
 
 
 @dataclass
@@ -39,36 +59,48 @@ class TaskContext:
     ----------
     index : int
         The task's number, from 0.
+    folder, previous_folder : str
+        Where the checkpoints of this task and of the one before go; `previous_folder` is "" for task 0.
+    rows : pandas.DataFrame
+        The clips of an epoch, one row each: `clip` (number in the store), `label`, ...
+    store : datasets.store.AudioStore or datasets.store.LiveAudio
+    method : models.methods.base.Method, optional
+        None where no self-supervised loss is used.
+    strategy : utils.strategies.base.Strategy
     epochs, steps_per_epoch : int
-        As they will be run.
     seed : int
         The experiment's.
     schedule : callable
         Step from 0 -> learning rate.
     counter : speechbrain.utils.epoch_loop.EpochCounter
-    clip_names : sequence of str
-        By clip number, to name the clips of a batch.
     on_step : callable
         Called after each step with (task, epoch, loss tensor).
     on_epoch : callable
         Called after each epoch with a dict of figures.
-    best : utils.training.checkpoints.BestEpoch, optional
+    best : utils.training.best_epoch.BestEpoch, optional
         Where each epoch is validated: keeps the best one's weights, which become the task's.
     save_costs : callable
         Called after each epoch, see `utils.run.costs.training_costs`.
+    losses : dict
+        Sum and count of each finite loss of the epoch so far.
     """
 
     index: int
+    folder: str
+    previous_folder: str
+    rows: pd.DataFrame
+    store: Sequence
+    method: Method | None
+    strategy: Strategy
     epochs: int
     steps_per_epoch: int
     seed: int
     schedule: WarmupCosineScheduler
-    counter: object
-    clip_names: object
-    on_step: object
-    on_epoch: object
-    best: object = None
-    save_costs: object = lambda: None
+    counter: EpochCounter
+    on_step: Callable
+    on_epoch: Callable
+    best: BestEpoch | None = None
+    save_costs: Callable = lambda: None
     losses: dict = field(default_factory=dict)
 
 
@@ -81,12 +113,12 @@ def _fused_as_made(optimizer, state):
 
 
 def _seconds_to_save(modules):
-    """What a first checkpoint may take, until one has been timed: weights and momentum at 200 MB a second."""
+    """Estimate the time of a checkpoint before one was timed: weights and momentum at 200 MB a second."""
     return sum(2 * weight.numel() * weight.element_size() for weight in modules.parameters()) / 2e8
 
 
 @register_checkpoint_hooks
-class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
+class TaskBrain(AccuracyCount, FiniteSteps):
     """One task of an encoder's training.
 
     Parameters
@@ -97,47 +129,111 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     Attributes
     ----------
+    needs : tuple of str
+        Keys that the trainer's YAML must have.
     n_views : int
         Crops of each clip in a batch.
+    ssl_method : str, optional
+        The method of a trainer that has just one; None: the YAML's key `ssl_method` names it, if there is such a key.
+    validates : bool
+        Whether each epoch is validated, and the task keeps the best one's weights.
     """
 
+    needs = TRAINING_KEYS
     n_views = 2
+    ssl_method = None
+    validates = False
+
+    @classmethod
+    def check(cls, hparams):
+        """Raise InputError for a method or strategy that is unknown or can't work with the other settings."""
+        cls.make_method(hparams)
+        make_strategy(hparams)
+
+    @classmethod
+    def make_method(cls, hparams):
+        """Build the self-supervised method with the YAML's heads; None for a trainer that has none."""
+        name = cls.ssl_method or hparams.get("ssl_method")
+        if name is None:
+            return None
+        if name not in METHODS:
+            raise InputError(f"ssl_method is {name!r}: choose one of {', '.join(METHODS)}.")
+        return call_with_keys(METHODS[name], hparams)
 
     def __init__(self, task, **kwargs):
         super().__init__(**kwargs)
-        self.task, self.figures, self.stopping = task, {}, 0
+        self.task, self.method, self.strategy = task, task.method, task.strategy
+        self.figures, self.stopping, self.plain = {}, 0, False
         self.spread, self.has_collapsed = Spread(), False
+        self.handed_on = tuple(handed_on(self.modules))
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
         self.last_save, self.save_seconds = monotonic(), _seconds_to_save(self.modules)
 
+    def on_fit_start(self):
+        """Let the strategy prepare the task, then wrap modules, make optimizers and load the newest checkpoint."""
+        self.strategy.before_task(self)
+        super().on_fit_start()
+
     def on_stage_start(self, stage, epoch=None):
-        """The loader's processes are about to be forked."""
+        """Reset the counts; give back freed memory before the loader's workers are forked."""
         super().on_stage_start(stage, epoch)
         if self.hparams.num_workers:
             give_back_freed_memory()
 
-    def embed_view(self, view, stage):
-        """Embed one view, a PaddedData of [B, samples] -> [B, D]."""
-        if stage != sb.Stage.TRAIN:
-            return embed(self.modules, view.data, view.lengths)
-        h = embed(self.modules, *pad_as_joint(view.data, view.lengths), augment=True)
-        self.spread.add("emb", h)
-        return h
+    # The forward pass
 
-    def weighted_sum(self, losses, weights):
-        """Join losses."""
+    def prepare_batch(self, batch):
+        """Move a batch to the device; where it comes with a memory batch, the strategy may mix them."""
+        batch = batch.to(self.device, non_blocking=True)
+        return self.strategy.inputs(self, batch) if getattr(batch, "memory", None) is not None else batch
+
+    def embed_view(self, view, stage):
+        """Embed one view, a PaddedData of [B, samples]; returns a `models.methods.base.View`."""
+        train = stage == sb.Stage.TRAIN
+        wav, lengths = pad_as_joint(view.data, view.lengths) if train else (view.data, view.lengths)
+        features = extract_features(self.modules, wav, lengths, augment=train)  # [B, T, F]
+        return View(features, lengths, self.modules["embedding_model"](features, lengths).squeeze(1))
+
+    def embed_views(self, batch, stage, n_views=2):
+        """Embed the first views of a batch, each on its own: batch statistics are per view.
+
+        Returns
+        -------
+        dict
+            `view1`, `view2` (see `models.methods.base.View`) and `h1`, `h2`, [B, D].
+        """
+        out = {}
+        for i in range(1, n_views + 1):
+            out[f"view{i}"] = self.embed_view(getattr(batch, f"view{i}"), stage)
+            out[f"h{i}"] = out[f"view{i}"].h
+        return out
+
+    def with_memory(self, out, batch, stage):
+        """Add what the same forward pass makes of the memory batch as `out["memory"]`, where the strategy has one."""
+        memory = getattr(batch, "memory", None)
+        if memory is None or not self.strategy.embeds_memory:
+            return out
+        return {**out, "memory": self.compute_forward(memory, stage)}
+
+    def weighted_sum(self, losses, weights, out, batch):
+        """Join losses, the strategy's too, to a scalar; `out["losses"]` has each for the log."""
+        if not self.plain:
+            losses, weights = self.strategy.losses(self, losses, weights, out, batch)
         losses = {name: joint_loss(loss) for name, loss in losses.items()}
         loss = sum(weights[name] * loss for name, loss in losses.items())
-        self.add_losses({"loss": loss, **losses})
+        out["losses"] = {"loss": loss, **losses}
         return loss
 
-    def add_losses(self, losses):
-        """Keep sums of those that are finite for the log, on their device: nothing is waited for."""
-        for name, loss in losses.items():
-            total, count = self.task.losses.get(name, (0.0, 0))
-            loss, finite = loss.detach().double(), loss.detach().isfinite()
-            self.task.losses[name] = (total + torch.where(finite, loss, 0.0), count + finite)
+    def memory_loss(self, out, batch):
+        """The trainer's own loss of the memory batch, without the strategy's; a scalar."""
+        self.plain = True
+        try:
+            return self.compute_objectives(out["memory"], batch.memory, sb.Stage.TRAIN)
+        finally:
+            self.plain = False
+
+    # Optimizers and processes
 
     def _wrap_distributed(self):
         """Wrap what is trained for several processes, as SpeechBrain does, but for two traps. Its SyncBatchNorm refuses
@@ -156,13 +252,14 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
                 self.modules[name].broadcast_buffers = False  # the argument has another name since torch 2.13
 
     def init_optimizers(self):
-        """Two optimizers: SpeechBrain clips an optimizer's first parameter group only, and the predictor's rate is
-        constant (SimSiam, arXiv 2011.10566, section 4.2)."""
-        predictor = list(self.modules["predictor"].parameters()) if "predictor" in self.modules else []
-        apart = {id(p) for p in predictor}
+        """Make two optimizers: SpeechBrain clips an optimizer's first parameter group only, and the rate of the
+        method's `constant_rate` heads is constant (SimSiam, arXiv 2011.10566, section 4.2)."""
+        names = self.method.constant_rate if self.method is not None else ("predictor",)
+        constant = [p for name in names if name in self.modules for p in self.modules[name].parameters()]
+        apart = {id(p) for p in constant}
         groups = {"optimizer": [p for p in self.modules.parameters() if p.requires_grad and id(p) not in apart]}
-        if predictor:
-            groups["predictor_optimizer"] = predictor
+        if constant:
+            groups["predictor_optimizer"] = constant
         fused = self._fused()
         self.optimizers_dict = {name: self.opt_class(parameters, **fused) for name, parameters in groups.items()}
         for optimizer in self.optimizers_dict.values():
@@ -178,6 +275,23 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         able = "fused" in inspect.signature(self.opt_class).parameters and self.device_type == "cuda"
         return {"fused": True} if able and not chosen and not self.scaler.is_enabled() else {}
 
+    def freeze_optimizers(self, optimizers):
+        """Let the strategy choose which optimizers step."""
+        return self.strategy.optimizers(self, optimizers)
+
+    def change_gradients(self):
+        """Let the strategy change the gradients."""
+        self.strategy.gradients(self)
+
+    def after_step(self):
+        """Let method and strategy follow the weights."""
+        if self.method is not None:
+            done = (self.task.counter.current - 1) * self.task.steps_per_epoch + self.step
+            self.method.after_step(self.modules, done / (self.task.epochs * self.task.steps_per_epoch))
+        self.strategy.after_step(self)
+
+    # Steps and epochs
+
     def on_fit_batch_start(self, batch, should_step):
         """Seed the step and set its rate: both are functions of (seed, task, epoch, step), so a resumed run and a
         straight one draw the same augmentation and dropout. Of several processes each draws its own."""
@@ -190,38 +304,46 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         self.clip_numbers, self.buffers_before = batch.id.tolist(), [buffer.clone() for buffer in self._buffers()]
 
     def _buffers(self):
-        """Running statistics."""
-        return [buffer for name in HEADS_AND_ENCODER if name in self.modules for buffer in self.modules[name].buffers()]
+        """Running statistics and other state."""
+        return [buffer for name in self.handed_on for buffer in self.modules[name].buffers()]
 
     def place(self):
-        """Task, epoch and step."""
+        """Return task, epoch and step in words."""
         return f"task {self.task.index}, epoch {self.task.counter.current}, step {self.step}"
 
     def clips(self):
-        """By path; with mixup, those that others are blended with are not among them."""
-        return ", clips " + ", ".join(self.task.clip_names[clip] for clip in self.clip_numbers)
+        """Return the paths of the batch's clips; with mixup, those that they are blended with are not among them."""
+        return ", clips " + ", ".join(self.task.store.paths[clip] for clip in self.clip_numbers)
 
     def _rate(self, epoch):
         """Learning rate of the epoch's current step."""
         return self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Move the progress bar; take back running statistics that a step may have made NaN for good."""
-        finite = loss.detach().isfinite()
-        for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, before))
+        """Log the step; take back running statistics that a loss which is not finite may have made NaN for good."""
+        if not loss.isfinite():
+            for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
+                buffer.copy_(before)
+        for name, part in outputs["losses"].items():
+            total, count = self.task.losses.get(name, (0.0, 0))
+            value, finite = part.detach().double(), part.detach().isfinite()
+            self.task.losses[name] = (total + torch.where(finite, value, 0.0), count + finite)
+        self.spread.add("emb", *(outputs[name] for name in ("h1", "h2") if name in outputs))
+        if "z1" in outputs:
+            self.spread.add("z", outputs["z1"], outputs["z2"])
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
         if stage == sb.Stage.TRAIN:
-            self.report_steps_left_out()
+            self.report_steps_skipped()
             share_buffers(self.modules)
             means = {name: float(total) / (int(n) or float("nan")) for name, (total, n) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
             self._warn_of_collapse()
-            self.step = 0  # SpeechBrain resets it after this hook: saved as it is, a resumed epoch would begin there
+            # SpeechBrain resets them after this hook: saved as they are, a resumed epoch would begin with them.
+            self.step, self.avg_train_loss = 0, 0.0
         else:
             correct, clips = total(self.correct, self.total)
             accuracy, stage_loss = correct / clips, mean(stage_loss, self.batches)
@@ -231,11 +353,13 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
             self._end_epoch(epoch)
 
     def _warn_of_collapse(self):
-        """Once a task."""
+        """Warn once a task."""
         warning = collapse_warning(self.figures)
         if warning and not self.has_collapsed:
             logger.warning("task %d, epoch %d: %s", self.task.index, self.figures["epoch"], warning)
             self.has_collapsed = True
+
+    # Checkpoints
 
     def _end_epoch(self, epoch):
         """Log the epoch; save it if it is the task's last, if saving so far took less than its share of the time, or if
@@ -248,6 +372,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         if epoch == self.task.epochs:
             if self.task.best is not None:
                 self.task.best.restore()
+            self.strategy.after_task(self)
             self._save_finished()
         elif self.stopping or ddp_broadcast(
             monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead
@@ -264,8 +389,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
         return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self):
-        """Save as SpeechBrain does, unless the run has diverged, and end the run if that is why."""
-        self.read_losses()
+        """Save as SpeechBrain does, and end the run if a signal asked for that."""
         self.spread.collect()
         super()._save_intra_epoch_ckpt()
         self._stop_if_asked()
@@ -300,7 +424,7 @@ class TaskBrain(AccuracyCount, FiniteSteps, sb.Brain):
 
     def _save_finished(self):
         """Keep the weights of the task, and nothing that only its training needed."""
-        kept = {*HEADS_AND_ENCODER, "counter"}
+        kept = {*self.handed_on, "counter"}
         self.checkpointer.recoverables = {k: v for k, v in self.checkpointer.recoverables.items() if k in kept}
         meta = {"epoch": self.task.epochs, "finished": True}
         self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1)

@@ -7,180 +7,169 @@ from time import monotonic
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataloader import SaveableDataLoader, make_dataloader
+from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
-from datasets.selection import current_and_replay, parse_keep, seen
-from utils.io.errors import InputError
+from datasets.memory import JointBatch, JointSampler, JointViews
 from utils.io.files import write_atomically
 from utils.results.figures import plot_training
 from utils.run.costs import training_costs
 from utils.run.hardware import keep_freed_memory
 from utils.run.processes import main_only, rank, world_size
 from utils.run.signals import quiet_worker, stop_signals
+from utils.strategies import make_strategy
 from utils.training.best_epoch import BestEpoch
-from utils.training.brain import HEADS_AND_ENCODER, TaskContext
-from utils.training.checkpoints import AtomicCheckpointer, is_finished, load_weights, set_aside_damaged, sweep_replaced
+from utils.training.brain import TaskContext, handed_on
+from utils.training.checkpoints import (
+    AtomicCheckpointer,
+    is_finished,
+    load_weights,
+    set_aside_damaged,
+    sweep_replaced,
+)
+from utils.training.plan import plan_tasks
 from utils.training.progress import RunProgress
 from utils.training.schedulers import WarmupCosineScheduler
 
 logger = logging.getLogger(__name__)
 
 
-def plan_tasks(hparams, run_opts, data, validate=False):
-    """Select every task's clips and count its steps, so that what can't be trained is said before anything is.
+class Stream:
+    """The tasks of a run, and what learns from one after the other.
 
-    Parameters
-    ----------
-    hparams : dict
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    data : datasets.prepare.Data
-    validate : bool
-        Whether each epoch is validated: on the validation clips of the current task and, with replay, of those before.
-
-    Returns
-    -------
-    list of dict
-        For each task: `rows` (its clips and the replayed ones), `valid` (validation clips, or none), `epochs`, `steps`
-        (per epoch).
-
-    Raises
-    ------
-    InputError
-        A task has fewer clips than a batch, or none to validate on.
-    """
-    plan = []
-    epochs, most = hparams["number_of_epochs"], None
-    if run_opts.debug:
-        epochs = min(epochs, run_opts.debug_epochs) if run_opts.debug_epochs > 0 else epochs
-        most = run_opts.debug_batches
-    for t in range(data.n_tasks):
-        rows = current_and_replay(data.split("train"), t, hparams["replay_num_keep"], hparams["seed"])
-        steps = len(rows) // hparams["batch_size"]
-        if steps == 0:
-            raise InputError(
-                f"Task {t} ({data.task_names()[t]}) has {len(rows)} training clips, less than one batch of "
-                f"{hparams['batch_size']}: lower batch_size, or put more classes into a task."
-            )
-        valid = _validation_rows(hparams, data, t) if validate else data.rows.iloc[:0]
-        if validate and valid.empty:
-            raise InputError(f"Task {t} ({data.task_names()[t]}) has no validation clips to find its best epoch with.")
-        plan.append({"rows": rows, "valid": valid, "epochs": epochs, "steps": min(steps, most) if most else steps})
-    return plan
-
-
-def _validation_rows(hparams, data, t):
-    """What a learner at task `t` may look at: earlier tasks' clips only if it keeps some of theirs to train on."""
-    rows, keep, seed = data.split("valid"), hparams["replay_num_keep"], hparams["seed"]
-    return current_and_replay(rows, t, 0, seed) if parse_keep(keep) == 0 else seen(rows, t, keep, seed)
-
-
-@main_only
-def save_rows(save_folder, data):
-    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
-    os.makedirs(save_folder, exist_ok=True)
-    for (split, task), rows in data.rows.groupby(["split", "task"]):
-        write_atomically(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), rows.to_csv(index=False))
-
-
-def train_tasks(brain_class, hparams, run_opts, data, plan, modules, after_task=None):
-    """Train an encoder on one task after the other.
-
-    A finished task is left as it is, a task that was interrupted goes on from its last checkpoint. A checkpoint that is
-    damaged is not used: its task goes on from the one before, or is trained again from the task before, which gives the
-    same bits; so the tasks after it stay.
+    A finished task is left as it is, an interrupted one goes on from its newest checkpoint. A damaged checkpoint is not
+    used: its task goes on from the one before, or is trained again from the previous task, which gives the same bits;
+    so the tasks after it stay.
 
     Parameters
     ----------
     brain_class : type
         A subclass of `utils.training.brain.TaskBrain`.
-    hparams : dict
-        The loaded YAML.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    data : datasets.prepare.Data
-    plan : list of dict
-        As `plan_tasks` returns it.
+    run : utils.run.experiment.Run
+        With its data read.
+
+    Attributes
+    ----------
     modules : dict of str to torch.nn.Module
         With the weights from which task 0 starts.
-    after_task : callable, optional
-        Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
+    plan : list of utils.training.plan.TaskPlan
+
+    Raises
+    ------
+    InputError
+        A task that can't be trained.
     """
-    keep_freed_memory()
-    save_rows(hparams["save_folder"], data)
-    folders = [os.path.join(hparams["save_folder"], f"task{t}") for t in range(data.n_tasks)]
-    names = data.task_names()
-    with RunProgress(hparams, run_opts, plan) as progress:
-        for t, step in enumerate(plan):
-            main_only(set_aside_damaged)(folders[t])
-            if ddp_broadcast(is_finished(folders[t])):
-                progress.skip(t)
-            else:
-                if t > 0:  # what process 0 loads, DDP gives to the others, who may not see the files yet
-                    handed_on = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
-                    main_only(load_weights)(folders[t - 1], handed_on)
-                begun = monotonic()
-                train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folders[t], progress)
-                progress.task_done(t, names[t], monotonic() - begun)
-            sweep_replaced(folders[t])
-            if after_task is not None:
-                after_task(t, folders[t])
-    _draw_training(hparams)
 
+    def __init__(self, brain_class, run):
+        self.brain_class, self.run, hparams = brain_class, run, run.hparams
+        self.method, self.strategy = brain_class.make_method(hparams), make_strategy(hparams)
+        with_memory = self.strategy.uses_memory
+        self.plan = plan_tasks(hparams, run.options, run.data, brain_class.validates, with_memory)
+        self.modules = dict(hparams["modules"])
+        if "classifier" in hparams:
+            self.modules["classifier"] = hparams["classifier"](n_classes=len(run.data.classes))
+        self.modules |= {**(self.method.modules if self.method else {}), **self.strategy.modules}
 
-@main_only
-def _draw_training(hparams):
-    figure, log = (os.path.join(hparams["output_folder"], name) for name in ("training.png", "train_log.csv"))
-    if os.path.isfile(log) and not os.path.isfile(figure):
-        plot_training(log, figure)
-    logger.info("Weights after each task: %s. Losses: %s.", hparams["save_folder"], figure)
+    def train(self, after_task=None):
+        """Train an encoder on one task after the other.
 
+        Parameters
+        ----------
+        after_task : callable, optional
+            Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
+        """
+        keep_freed_memory()
+        save_rows(self.run.save_folder, self.run.data)
+        folders = [os.path.join(self.run.save_folder, f"task{t}") for t in range(len(self.plan))]
+        names = self.run.data.task_names()
+        with RunProgress(self.run.hparams, self.run.options, self.plan) as progress:
+            for t, folder in enumerate(folders):
+                main_only(set_aside_damaged)(folder)
+                if ddp_broadcast(is_finished(folder)):
+                    progress.skip(t)
+                else:
+                    previous = folders[t - 1] if t > 0 else ""
+                    if previous:  # what rank 0 loads, DDP gives to the others, who may not see the files yet
+                        main_only(load_weights)(previous, handed_on(self.modules))
+                    begun = monotonic()
+                    self._train_one_task(t, folder, previous, progress)
+                    progress.task_done(t, names[t], monotonic() - begun)
+                sweep_replaced(folder)
+                if after_task is not None:
+                    after_task(t, folder)
+        _draw_training(self.run)
 
-def train_one_task(brain_class, hparams, run_opts, data, modules, t, step, folder, progress):
-    """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
-    dataset = _views(hparams, data, t, step["rows"], brain_class.n_views)
-    sampler = EpochSampler(len(dataset), hparams["seed"], t, hparams["batch_size"], rank(), world_size())
-    counter = EpochCounter(step["epochs"])
-    recoverables = {name: module for name, module in modules.items() if name in HEADS_AND_ENCODER}
-    best = BestEpoch(dict(recoverables)) if len(step["valid"]) else None
-    recoverables |= {"counter": counter, **({"best": best} if best else {})}
-    total, warmup = step["epochs"] * step["steps"], min(hparams["warmup_epochs"], step["epochs"] - 1) * step["steps"]
-    context = TaskContext(
-        index=t,
-        epochs=step["epochs"],
-        steps_per_epoch=step["steps"],
-        seed=hparams["seed"],
-        schedule=WarmupCosineScheduler(hparams["lr"], hparams["final_lr"], total, warmup),
-        counter=counter,
-        clip_names=data.store.paths,
-        on_step=progress.step,
-        on_epoch=progress.epoch,
-        best=best,
-    )
-    brain = brain_class(
-        task=context,
-        modules=modules,
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=AtomicCheckpointer(folder, recoverables),
-    )
-    brain.train_sampler = sampler  # SpeechBrain tells the epoch to this one only
-    loader = make_dataloader(  # not the Brain's, which would share out among the processes what is shared out already
-        dataset,
-        batch_size=hparams["batch_size"] // world_size(),
-        num_workers=hparams["num_workers"],
-        sampler=sampler,
-        collate_fn=PaddedBatch,
-        pin_memory=torch.device(brain.device).type == "cuda",
-        worker_init_fn=quiet_worker,
-    )
-    brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
-    valid = _valid_loader(hparams, data, step["valid"])
-    costs = training_costs(hparams["output_folder"], brain.device)
-    with stop_signals.deferred(), costs as context.save_costs, workers_ended(loader, valid):
-        brain.fit(counter, loader, valid, progressbar=False)
+    def _train_one_task(self, t, folder, previous_folder, progress):
+        """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
+        hparams, plan, counter = self.run.hparams, self.plan[t], EpochCounter(self.plan[t].epochs)
+        recoverables = handed_on(self.modules)
+        best = BestEpoch(dict(recoverables)) if len(plan.valid) else None
+        recoverables |= {"counter": counter, **({"best": best} if best else {})}
+        warmup = min(hparams["warmup_epochs"], plan.epochs - 1) * plan.steps
+        context = TaskContext(
+            index=t,
+            folder=folder,
+            previous_folder=previous_folder,
+            rows=plan.rows,
+            store=self.run.data.store,
+            method=self.method,
+            strategy=self.strategy,
+            epochs=plan.epochs,
+            steps_per_epoch=plan.steps,
+            seed=hparams["seed"],
+            schedule=WarmupCosineScheduler(hparams["lr"], hparams["final_lr"], plan.total_steps, warmup),
+            counter=counter,
+            on_step=progress.step,
+            on_epoch=progress.epoch,
+            best=best,
+        )
+        brain = self.brain_class(
+            task=context,
+            modules=self.modules,
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=self.run.options,
+            checkpointer=AtomicCheckpointer(folder, recoverables),
+        )
+        loader = self._train_loader(t, torch.device(brain.device).type == "cuda")
+        brain.train_sampler = loader.sampler if loader.batch_size else loader.batch_sampler  # is told the epoch
+        brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
+        valid = self._valid_loader(plan.valid)
+        costs = training_costs(self.run.folder, brain.device)
+        with stop_signals.deferred(), costs as context.save_costs, workers_ended(loader, valid):
+            brain.fit(counter, loader, valid, progressbar=False)
+
+    def _train_loader(self, t, pin_memory):
+        """The training batches of task `t`. Not made by the Brain, which would slice among the processes again."""
+        hparams, plan = self.run.hparams, self.plan[t]
+        size, dataset = hparams["batch_size"], self._views(t, plan.rows)
+        sampler = EpochSampler(len(dataset), hparams["seed"], t, size, rank(), world_size())
+        how = {"num_workers": hparams["num_workers"], "pin_memory": pin_memory, "worker_init_fn": quiet_worker}
+        if plan.memory.empty:
+            size //= world_size()
+            return SaveableDataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=PaddedBatch, **how)
+        joint = JointSampler(sampler, len(plan.memory), hparams["memory_batch_size"])
+        dataset = JointViews(dataset, self._views(t, plan.memory))
+        return SaveableDataLoader(dataset, batch_sampler=joint, collate_fn=JointBatch, **how)
+
+    def _views(self, t, rows):
+        """The training views of `rows` at task `t`."""
+        hparams, data = self.run.hparams, self.run.data
+        mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
+        crop_samples, n_classes = round(hparams["train_duration"] * hparams["sample_rate"]), len(data.classes)
+        n_views = self.brain_class.n_views
+        return ViewDataset(rows, data.store, crop_samples, n_classes, mixup, hparams["seed"], t, n_views)
+
+    def _valid_loader(self, rows):
+        """Whole validation clips, none padded, each in one process; None if there are none."""
+        if rows.empty:
+            return None
+        clips, hparams = WholeClips(rows, self.run.data.store), self.run.hparams
+        batches = clips.batches(hparams["batch_size"])[rank() :: world_size()]
+        how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
+        return SaveableDataLoader(clips, batch_sampler=batches, **how)
 
 
 @contextlib.contextmanager
@@ -200,18 +189,17 @@ def workers_ended(*loaders):
                 loader._speechbrain_iterator._shutdown_workers()
 
 
-def _views(hparams, data, t, rows, n_views):
-    """The training views of task `t`."""
-    mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
-    crop_samples = round(hparams["train_duration"] * hparams["sample_rate"])
-    return ViewDataset(rows, data.store, crop_samples, len(data.classes), mixup, hparams["seed"], t, n_views)
+@main_only
+def save_rows(save_folder, data):
+    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
+    os.makedirs(save_folder, exist_ok=True)
+    for (split, task), rows in data.rows.groupby(["split", "task"]):
+        write_atomically(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), rows.to_csv(index=False))
 
 
-def _valid_loader(hparams, data, rows):
-    """Whole validation clips, none padded, each in one process; None if there are none."""
-    if rows.empty:
-        return None
-    clips = WholeClips(rows, data.store)
-    batches = clips.batches(hparams["batch_size"])[rank() :: world_size()]
-    how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
-    return SaveableDataLoader(clips, batch_sampler=batches, **how)
+@main_only
+def _draw_training(run):
+    figure, log = (os.path.join(run.folder, name) for name in ("training.png", "train_log.csv"))
+    if os.path.isfile(log) and not os.path.isfile(figure):
+        plot_training(log, figure)
+    logger.info("Weights after each task: %s. Losses: %s.", run.save_folder, figure)

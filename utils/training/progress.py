@@ -60,8 +60,7 @@ class RunProgress:
         Uses `output_folder` and `extra_logger`.
     run_opts : speechbrain.utils.run_opts.RunOptions
         Uses `noprogressbar`.
-    plan : list of dict
-        As `utils.training.loop.plan_tasks` returns it.
+    plan : list of utils.training.plan.TaskPlan
     """
 
     def __init__(self, hparams, run_opts, plan):
@@ -81,7 +80,7 @@ class RunProgress:
         self.first_loss = self.last_loss = None
 
     def __enter__(self):
-        total = sum(step["epochs"] * step["steps"] for step in self.plan)
+        total = sum(step.total_steps for step in self.plan)
         self.bar = tqdm(total=total, disable=self.off, dynamic_ncols=True, unit="step", smoothing=0.05)
         return self
 
@@ -89,13 +88,13 @@ class RunProgress:
         self.bar.close()
 
     def _steps_before(self, task, epoch=1):
-        done = sum(step["epochs"] * step["steps"] for step in self.plan[:task])
-        return done + (epoch - 1) * self.plan[task]["steps"]
+        done = sum(step.total_steps for step in self.plan[:task])
+        return done + (epoch - 1) * self.plan[task].steps
 
     def skip(self, task):
         """Count a task that an earlier start of this run has finished."""
         logger.info("task %d/%d: trained already", task + 1, len(self.plan))
-        self._jump(self._steps_before(task) + self.plan[task]["epochs"] * self.plan[task]["steps"])
+        self._jump(self._steps_before(task) + self.plan[task].total_steps)
 
     def _jump(self, step):
         """Set the bar after a resume, without counting the jump into the speed."""
@@ -109,7 +108,7 @@ class RunProgress:
         if self.bar.n < self._steps_before(task, epoch):
             self._jump(self._steps_before(task, epoch))
         plan = self.plan[task]
-        self.bar.set_description_str(f"task {task + 1}/{len(self.plan)} epoch {epoch}/{plan['epochs']}", refresh=False)
+        self.bar.set_description_str(f"task {task + 1}/{len(self.plan)} epoch {epoch}/{plan.epochs}", refresh=False)
         self.bar.update(1)
 
     @main_process_only
@@ -127,7 +126,7 @@ class RunProgress:
             with naming(self.text_log.save_file):
                 self.text_log.log_stats(meta, train_stats=train, valid_stats=valid, verbose=False)
         for log in self.extra_loggers:  # epochs counted over all tasks: W&B's x axis drops what goes back on it
-            before = sum(step["epochs"] for step in self.plan[: stats["task"]])
+            before = sum(step.epochs for step in self.plan[: stats["task"]])
             log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
         new, self.columns = self.columns is None, self.columns or list(stats)
         with naming(self.csv_path), open(self.csv_path, "a", encoding="utf-8", newline="") as file:
@@ -143,6 +142,6 @@ class RunProgress:
         plan, name = self.plan[task], textwrap.shorten(name, 60, placeholder=" ...")
         logger.info(
             "task %d/%d (%s): %d clips, %d epochs, loss %.3f -> %.3f, %.0f s",
-            task + 1, len(self.plan), name, len(plan["rows"]), plan["epochs"], self.first_loss, self.last_loss, seconds,
+            task + 1, len(self.plan), name, len(plan.rows), plan.epochs, self.first_loss, self.last_loss, seconds,
         )  # fmt: skip
         self.first_loss = None

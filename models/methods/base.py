@@ -1,0 +1,70 @@
+"""What a self-supervised method is. It knows no Brain, no task and no YAML."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class View(NamedTuple):
+    """One augmented view of a batch.
+
+    Attributes
+    ----------
+    features : torch.Tensor
+        [B, T, F], log-mel, augmented and normalised: what the encoder took.
+    lengths : torch.Tensor
+        [B], relative to T.
+    h : torch.Tensor
+        [B, D], the encoder's output.
+    """
+
+    features: torch.Tensor
+    lengths: torch.Tensor
+    h: torch.Tensor
+
+
+class Method:
+    """A self-supervised method: its heads, its loss and its state.
+
+    A subclass's constructor parameters are filled with the YAML's keys of the same name, where the YAML has them.
+
+    Attributes
+    ----------
+    modules : dict of str to torch.nn.Module
+        Heads, and state such as a momentum encoder or a queue (in buffers). They are moved to the device, saved,
+        resumed and handed on to the next task; parameters with `requires_grad` are trained.
+    constant_rate : tuple of str
+        Names of modules that train at the base rate, without warm-up and schedule.
+    """
+
+    constant_rate = ()
+
+    def __init__(self, **modules):
+        self.modules = modules
+
+    def __call__(self, modules, view1, view2):
+        """Run the heads on two views.
+
+        Parameters
+        ----------
+        modules : mapping of str to torch.nn.Module
+            The Brain's, by the names of `self.modules`: under several processes, or compiled, they are wrapped.
+        view1, view2 : View
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            `z1` and `z2`, [B, ...], what the loss compares and collapse is measured on, and what else `loss` needs.
+        """
+        raise NotImplementedError
+
+    def loss(self, out):
+        """Return the loss of what a call returned, a scalar."""
+        raise NotImplementedError
+
+    def compare(self, prediction, target):
+        """Return the loss of predictions [B, ...] against fixed targets, a scalar; for distillation."""
+        raise NotImplementedError
+
+    def after_step(self, modules, progress):
+        """Move what follows the weights, such as a momentum encoder; `progress` goes from 0 to 1 over the task."""

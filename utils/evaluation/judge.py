@@ -1,0 +1,210 @@
+"""Judging saved encoders: embed once, train a probe per encoder, test it. Legend: n clips, D features, C classes."""
+
+import hashlib
+import logging
+import os
+import time
+
+import numpy as np
+
+from datasets.selection import get_protocol
+from utils.evaluation.embeddings import cache_beside, make_embedder
+from utils.evaluation.probes import Embedded, confusion_matrix, get_probe
+from utils.evaluation.saved import load_encoder
+from utils.io.errors import InputError
+from utils.io.files import read_json, write_json
+from utils.run.costs import training_costs
+from utils.run.keys import call_with_keys
+
+logger = logging.getLogger(__name__)
+
+
+def standardise(vectors, n_train):
+    """Give every feature mean 0 and standard deviation 1 over the first `n_train` vectors, in place.
+
+    The classifier stays linear; its SGD no longer depends on the scale of an encoder's embeddings, as with the norm
+    without weights ahead of the probe in MAE (arXiv 2111.06377, appendix A.1).
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        [n, D] float32.
+    n_train : int
+        The training clips are the first ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        The same [n, D].
+    """
+    train = vectors[:n_train]
+    mean = train.mean(0, dtype=np.float64)
+    parts = np.array_split(train, max(1, n_train // 256))  # of all it would be copies
+    std = np.sqrt(sum(np.square(part - mean).sum(0) for part in parts) / n_train)
+    vectors -= mean.astype(np.float32)
+    vectors /= np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0).astype(np.float32)
+    return vectors
+
+
+class Evaluation:
+    """Judges one encoder after the other by the same protocol, each once.
+
+    Parameters
+    ----------
+    brain_class : type
+        A subclass of `ProbeBrain`.
+    run : utils.run.experiment.Run
+        With its data read.
+    """
+
+    def __init__(self, brain_class, run):
+        self.brain_class, self.run, self.hparams, self.data = brain_class, run, run.hparams, run.data
+        hparams, data = run.hparams, run.data
+        self.probe = get_probe(hparams)
+        self.protocol = get_protocol(hparams["linclf_train_type"])
+        # Whether each encoder is tested on all tasks from the first on: then nothing depends on its place in the order.
+        self.every_task = list(self.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
+        self.splits = {name: data.split(name) for name in ("train", "valid", "test")}
+        if run.options.debug:
+            most = run.options.debug_batches * hparams["batch_size"]
+            self.splits = {name: rows.groupby("task").head(most) for name, rows in self.splits.items()}
+        for name, rows in self.splits.items():
+            if rows.empty:
+                raise InputError(f"No clip of the named classes is in the {name} split.")
+
+    def check(self, folders):
+        """Find what can't be judged before anything is written: too many encoders, stages without clips, weights of
+        another architecture. Leaves the last encoder's weights in the model.
+
+        Parameters
+        ----------
+        folders : list of str
+            The encoders' task folders, in order.
+        """
+        kind, n_tasks = self.hparams["linclf_train_type"], self.data.n_tasks
+        if not self.every_task and len(folders) > n_tasks:
+            raise InputError(
+                f"{len(folders)} encoders for {n_tasks} tasks, but linclf_train_type={kind} "
+                "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
+            )
+        for t, folder in enumerate(folders):
+            for name, split in self.rows(t).items():
+                if split.empty:
+                    raise InputError(f"Task {t} has no {name} clips for linclf_train_type={kind}.")
+            load_encoder(folder, self.hparams["modules"])
+
+    def rows(self, t):
+        """The clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
+        keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
+        test_tasks = self.protocol.test_tasks(t, self.data.n_tasks)
+        return {
+            "train": self.protocol.train(self.splits["train"], t, keep, seed),
+            "valid": self.protocol.valid(self.splits["valid"], t, keep, seed),
+            "test": self.splits["test"][self.splits["test"]["task"].isin(list(test_tasks))],
+        }
+
+    def judge(self, t, embedder, cache, path, what, encoder_key=None):
+        """Train and test the probe of stage `t`, unless `path` holds that for the same encoder and clips already.
+        `encoder_key` is the embedder's key, if it is at hand: making one takes 0.4 s for 300 MB of weights.
+
+        Returns
+        -------
+        dict
+            `confusion` ([C, C] lists of counts), `valid_accuracy`, what the probe's `about` has (`epoch`, the best, of
+            the linear one), `seconds`, and `key`, a digest of the encoder and the clips.
+        """
+        begun, rows = time.monotonic(), self.rows(t)
+        clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
+        content = hashlib.blake2b("".join(self.data.store.ids[clips]).encode(), digest_size=8).hexdigest()
+        encoder_key = encoder_key or embedder.key()
+        key = f"{encoder_key}-{content}"
+        saved = _judged(path, len(self.data.classes))
+        if saved.get("key") == key:
+            logger.info("%s: judged already", what)
+            return saved
+        about, confusion = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what, encoder_key))
+        result = {"key": key, "confusion": confusion.tolist(), **about, "seconds": time.monotonic() - begun}
+        write_json(path, result)
+        epoch = f", best of {self.hparams['number_of_epochs']} epochs {about['epoch']}" if "epoch" in about else ""
+        logger.info(
+            "%s: %d training clips%s (valid %.1f %%), test %.1f %%, %.1f s",
+            what, len(rows["train"]), epoch, 100 * about["valid_accuracy"],
+            100 * np.trace(confusion) / confusion.sum(), result["seconds"],
+        )  # fmt: skip
+        return result
+
+    def _fit_and_test(self, rows, vectors):
+        """Train the probe on the training rows' vectors; what is recorded of it, and the test confusions."""
+        if self.hparams["standardise"]:
+            vectors = standardise(vectors, len(rows["train"]))
+        ends = np.cumsum([len(split) for split in rows.values()])[:-1]
+        parts = {
+            name: Embedded(part, split["label"].to_numpy())
+            for (name, split), part in zip(rows.items(), np.split(vectors, ends), strict=True)
+        }
+        n_classes, given = len(self.data.classes), {"run": self.run, "brain_class": self.brain_class}
+        clips = (parts["train"], parts["valid"], n_classes, self.protocol.balanced)
+        predict = call_with_keys(self.probe, {**self.hparams, **given}, *clips)
+        valid = confusion_matrix(predict, parts["valid"], n_classes)
+        about = {**getattr(predict, "about", {}), "valid_accuracy": float(np.trace(valid) / max(valid.sum(), 1))}
+        return about, confusion_matrix(predict, parts["test"], n_classes)
+
+
+def _judged(path, n_classes):
+    """What an earlier start of this evaluation has left; empty if there is nothing, or, with a warning, if it is
+    damaged."""
+    if not os.path.isfile(path):
+        return {}
+    try:
+        saved = read_json(path)
+        confusion = np.array(saved["confusion"])
+        whole = confusion.shape == (n_classes, n_classes) and confusion.dtype == int and (confusion >= 0).all()
+        numbers = [saved["valid_accuracy"], saved.get("epoch", 0), saved["seconds"]]
+        if whole and all(isinstance(number, int | float) for number in numbers) and isinstance(saved["key"], str):
+            return saved
+        reason = "no result in it"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+    logger.warning("%s is damaged (%s): that encoder is judged again.", path, reason)
+    return {}
+
+
+def evaluate_encoders(evaluation, folders, random_weights):
+    """Judge every saved encoder, and the random-weights one by the same protocol.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    folders : list of str
+        The encoders' task folders, in order.
+    random_weights : dict of str to torch.Tensor
+        State of an encoder that has learnt nothing.
+
+    Returns
+    -------
+    dict
+        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder; `n_embedded`: how
+        many clips went through an encoder.
+    """
+    run, hparams, data = evaluation.run, evaluation.run.hparams, evaluation.run.data
+    if not evaluation.every_task and len(folders) < data.n_tasks:
+        logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
+    embedder, cache = make_embedder(hparams, run.options), cache_beside(folders[0], run.folder)
+    encoder = hparams["modules"]["embedding_model"]
+    results = {"trained": [], "floor": []}
+    with training_costs(run.folder, embedder.device) as save_costs:
+        for t, folder in enumerate(folders):
+            load_encoder(folder, hparams["modules"])
+            path = os.path.join(run.save_folder, f"task{t}.json")
+            results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
+            save_costs()
+        encoder.load_state_dict(random_weights)
+        floor_key = embedder.key()
+        for t in range(len(folders)):
+            if t > 0 and evaluation.every_task:  # nothing depends on t
+                results["floor"].append(results["floor"][0])
+                continue
+            path = os.path.join(run.save_folder, f"floor{t}.json")
+            results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}", floor_key))
+    results["n_embedded"] = embedder.n_embedded
+    return results

@@ -1,0 +1,96 @@
+"""One object for a run: its configuration, options, settings, folder and data."""
+
+import os
+import shutil
+import sys
+
+from hyperpyyaml import resolve_references
+from speechbrain.core import _logging_excepthook
+from speechbrain.utils.logger import setup_logging
+from speechbrain.utils.quirks import log_applied_quirks
+
+from datasets.prepare import DATA_KEYS, prepare
+from utils.io.files import naming, write_atomically
+from utils.run.arguments import parse_arguments
+from utils.run.config import effective_option, load_config
+from utils.run.folder import check_run_folder, open_run_folder, run_settings
+from utils.run.processes import join_processes, main_first, main_only
+from utils.run.record import save_versions
+from utils.run.yaml_text import read_text
+
+LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
+
+
+class Run:
+    """A run of a script, from the command line to its open folder.
+
+    Making one reads the command line, joins the other processes under torchrun, builds what the YAML describes, and
+    checks all of it; nothing is written, and no audio is read.
+
+    Parameters
+    ----------
+    doc : str
+        The script's docstring, shown by ``--help``.
+    brain_class : type
+        Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
+    argv : list of str, optional
+        Arguments without the script's name, instead of the process's.
+    adapt : callable, optional
+        (YAML text, overrides) -> the same, changed before anything is built; see `utils.evaluation.saved.as_trained`.
+
+    Attributes
+    ----------
+    hparams : dict
+        The YAML's keys, objects built. Read, never written.
+    options : speechbrain.utils.run_opts.RunOptions
+    settings : dict of str to str
+        What decides the result, see `utils.run.folder.run_settings`.
+    folder, save_folder : str
+    data : datasets.prepare.Data
+        Once it is read.
+
+    Raises
+    ------
+    InputError
+        Anything that the user can mend, another run's folder included.
+    """
+
+    def __init__(self, doc, brain_class, argv=None, adapt=None):
+        self.argv, self.script = argv, brain_class.compute_forward.__code__.co_filename
+        self.file, self.options, self.overrides = parse_arguments(doc, argv)
+        join_processes(self.options)
+        self.text = read_text(self.file)
+        if adapt is not None:
+            self.text, self.overrides = adapt(self.text, self.overrides)
+        self.hparams = load_config(self.file, self.overrides, self.options, brain_class.needs, self.text)
+        brain_class.check(self.hparams)
+        self.folder, self.save_folder = self.hparams["output_folder"], self.hparams["save_folder"]
+        self.settings = run_settings(self.text, self.overrides, self.options, self.hparams)
+        self.data = None
+        check_run_folder(self.folder, self.settings, self.hparams["overwrite"])
+
+    def option(self, name):
+        """Return a run option as SpeechBrain's Brain takes it: command line, else YAML, else its default."""
+        return effective_option(name, self.hparams, self.options)
+
+    def read_data(self):
+        """Read the metadata to a table of clips with tasks, and open or build the store with their samples."""
+        self.data = main_first(prepare)(*(self.hparams[key] for key in DATA_KEYS))
+
+    def open(self):
+        """Make the run's folder, or find it as an earlier start left it: with settings, YAML, log and record."""
+        open_run_folder(self.folder, self.settings, self.hparams["overwrite"])
+        main_only(self._fill_folder)()
+        save_versions(self.folder, self.options, self.data, self.argv)
+
+    def _fill_folder(self):
+        """Do what SpeechBrain's `create_experiment_directory` does, which writes no file whole or not at all, and would
+        copy this module in the script's place: the resolved YAML, the script, logging to log.txt."""
+        resolved = resolve_references(self.text, self.overrides).getvalue()
+        write_atomically(os.path.join(self.folder, "hyperparams.yaml"), f"# From {self.file}\n{resolved}")
+        log = os.path.join(self.folder, "log.txt")
+        with naming(log):
+            shutil.copy(self.script, self.folder)
+            setup_logging(LOG_CONFIG, {"handlers": {"file_handler": {"filename": log}}})
+        sys.excepthook = _logging_excepthook
+        log_applied_quirks()
