@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import test_tau19
 import test_vgg
-from test_scripts import DEBUG
+
+from helpers.lab import DEBUG
 
 REPO = Path(__file__).parents[1]
 # What the protocol fixes of each command: script, YAML, and flags that must be there (None: with any value).

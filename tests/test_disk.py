@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from test_bad_input import Desk, write_sounds
 from test_store import Crops, only_folder, simple  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader
 
 from datasets import demo
 from datasets import store as store_module
 from datasets.store import open_store
+from helpers.desk import Desk, write_sounds
 from utils.evaluation.embeddings import EmbeddingCache
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, LogFile, read_json, write_atomically, write_json

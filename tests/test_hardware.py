@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
 from torch.utils.data import dataloader
 
+from helpers.lab import REPO
 from sup_train import Supervised
 from utils.training import brain
 from utils.training.loop import plan_tasks, train_tasks

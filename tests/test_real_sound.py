@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
-from conftest import REPO
 
 from datasets.esc50 import load
+from helpers.lab import REPO
 
 ESC10 = os.environ.get("ESC10_FOLDER", str(REPO.parent / "shared" / "data" / "esc10"))
 pytestmark = pytest.mark.skipif(not os.path.isdir(ESC10), reason=f"no ESC-10 in {ESC10}: set ESC10_FOLDER")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from test_bad_input import REPO, Desk, write_sounds
 
 from datasets import store
+from helpers.desk import Desk, write_sounds
+from helpers.lab import REPO
 from utils.evaluation import embeddings, probe
 from utils.evaluation.probe import Evaluation
 from utils.run import signals as signals_module

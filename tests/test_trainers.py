@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts import DEBUG, US8K_TASKS, check_logs, check_run_folder
 
 from datasets.batches import WholeClips
+from helpers.checks import check_logs, check_run_folder
+from helpers.lab import DEBUG, US8K_TASKS
 from models.embed import embed
 from sup_train import Supervised
 from utils.training.checkpoints import latest_checkpoint, load_weights

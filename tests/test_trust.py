@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_bad_input import Desk, Runs, tree, write_sounds
 
+from helpers.desk import Desk, Runs, tree, write_sounds
 from utils.training import checkpoints
 
 
