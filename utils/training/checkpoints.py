@@ -65,6 +65,7 @@ class AtomicCheckpointer(Checkpointer):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _new_checkpoint_dirpath(self):
+        """Return a path that SpeechBrain doesn't list; no public hook chooses where a checkpoint is written."""
         path = super()._new_checkpoint_dirpath()
         return path.with_name(ASIDE + path.name)
 
