@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.Cnn14 import ConvBlock, init_bn
 from torch import nn
 
-from models.winograd import convolve
-
 CNN14_CHANNELS = (64, 128, 256, 512, 1024, 2048)
 
 
@@ -42,7 +40,7 @@ class PANN(nn.Module):
         self.norm0 = _input_norm(norm_type, n_mels)
         self.n_blocks = len(channels)
         for i, (c_in, c_out) in enumerate(zip((1, *channels), channels, strict=False), start=1):
-            setattr(self, f"conv_block{i}", _Block(c_in, c_out, norm_type))  # SpeechBrain's names: its weights load
+            setattr(self, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))  # SpeechBrain's names: its weights load
         self.dropout = dropout
         # Convolutions on channels-last weights are up to 1.7 times as fast on a CPU, and feed a GPU's tensor cores.
         self.to(memory_format=torch.channels_last)
@@ -72,16 +70,6 @@ class PANN(nn.Module):
             x = _dropout(x, self.dropout) if self.training else x
         x = x.mean(dim=3)  # [B, D, T']
         return (x.amax(dim=2) + x.mean(dim=2)).unsqueeze(1)  # [B, 1, D]
-
-
-class _Block(ConvBlock):
-    """SpeechBrain's block, with its weights and names, but for how it convolves."""
-
-    def forward(self, x, pool):
-        """[B, C_in, T, F] -> [B, C_out, T / pool, F / pool]."""
-        x = F.relu_(self.norm1(convolve(x, self.conv1.weight)))
-        x = F.relu_(self.norm2(convolve(x, self.conv2.weight)))
-        return F.avg_pool2d(x, pool)
 
 
 def _dropout(x, rate):

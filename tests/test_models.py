@@ -1,7 +1,6 @@
 """Encoders, heads, norms, losses and schedule against independent references."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.lobes.models.Cnn14 import Cnn14
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
-from models import ecapa, pann, winograd
+from models import ecapa, pann
 from models.ecapa import WeightedMoments
 from models.encoders import ENCODERS, make_encoder
 from models.features import SpecAugment
@@ -88,99 +87,6 @@ def test_pann_with_cnn14_channels_equals_speechbrains_cnn14(norm_type, monkeypat
         assert torch.allclose(ours.train(training)(x), reference.train(training)(x), atol=1e-5, rtol=1e-4)
     assert theirs == [(0.2, False)] * 6 + [(0.2, True)] * 6
     assert own == [0.2] * 6  # as often, as much; which cells go is another draw
-
-
-def convolution_case(size, dtype=torch.float64, clips=3):
-    """A rectified map, weights, a gradient, and the direct convolution of the three in double: output, gradients."""
-    (c_in, c_out, height, width), generator = size, torch.Generator().manual_seed(0)
-    x = torch.randn(clips, c_in, height, width, generator=generator, dtype=torch.float64).relu().to(dtype)
-    weight = torch.randn(c_out, c_in, 3, 3, generator=generator, dtype=torch.float64) / (9 * c_in) ** 0.5
-    weight = weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    x, weight = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
-    gradient = torch.randn(clips, c_out, height, width, generator=generator, dtype=torch.float64).to(dtype)
-    wanted = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
-    return x, weight, gradient, (wanted, *torch.autograd.grad(wanted, (x, weight), gradient.double()))
-
-
-@pytest.fixture
-def always_winograd(monkeypatch):
-    monkeypatch.setattr(winograd, "MIN_SAVED", -math.inf)
-
-
-@pytest.mark.parametrize("chunk", [1, 2**20])  # clip by clip, all at once
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 2), (2, 1), (2, 2), (6, 2), (2, 5), (3, 3), (4, 8), (5, 7)])
-def test_winograds_filtering_is_the_convolution(height, width, chunk, always_winograd, monkeypatch):
-    x, weight, gradient, wanted = convolution_case((5, 6, height, width))
-    monkeypatch.setattr(winograd, "CHUNK", chunk)
-    monkeypatch.setattr(torch.nn.functional, "conv2d", None)
-    found = winograd.convolve(x, weight)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    for own, reference in zip((found, *torch.autograd.grad(found, (x, weight), gradient)), wanted, strict=True):
-        assert torch.allclose(own, reference, rtol=0, atol=1e-13)
-
-
-def test_winograds_filtering_gives_the_gradient_that_is_asked_for(always_winograd):
-    x, weight, gradient, (_, of_x, of_weight) = convolution_case((4, 3, 5, 6))
-    assert torch.allclose(torch.autograd.grad(winograd.convolve(x, weight.detach()), x, gradient)[0], of_x)
-    assert torch.allclose(torch.autograd.grad(winograd.convolve(x.detach(), weight), weight, gradient)[0], of_weight)
-    with torch.no_grad():
-        assert not winograd.convolve(x, weight).requires_grad
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("height, width", [(12, 5), (6, 2)])
-def test_winograds_filtering_rounds_three_times_what_a_direct_convolution_does(height, width, dtype, always_winograd):
-    x, weight, gradient, wanted = convolution_case((128, 256, height, width), dtype, clips=8)
-    errors = []
-    for convolve in (winograd.convolve, partial(torch.nn.functional.conv2d, padding=1)):
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            found = convolve(x, weight)
-        gradients = torch.autograd.grad(found, (x, weight), gradient)
-        assert found.dtype == dtype and [g.dtype for g in gradients] == [dtype, torch.float32]
-        pairs = zip((found, *gradients), wanted, strict=True)
-        errors.append([((own.double() - reference).norm() / reference.norm()).item() for own, reference in pairs])
-    assert all(own < 3.5 * direct for own, direct in zip(*errors, strict=True)), errors
-
-
-def test_winograds_filtering_keeps_doubles_and_takes_no_clips(always_winograd):
-    x, weight, _, (wanted, *_) = convolution_case((4, 3, 5, 6))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.allclose(winograd.convolve(x, weight), wanted)
-    assert winograd.convolve(x[:0], weight).shape == (0, 3, 5, 6)
-
-
-def test_winograds_filtering_is_for_wide_layers_on_a_cpu(monkeypatch):
-    called, conv2d = [], torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: called.append(1) or conv2d(*a, **k))
-
-    def direct(c_in, c_out, height, width, device="cpu"):
-        called.clear()
-        x, weight = torch.zeros(1, c_in, height, width, device=device), torch.zeros(c_out, c_in, 3, 3, device=device)
-        assert winograd.convolve(x, weight).shape == (1, c_out, height, width)
-        return bool(called)
-
-    assert not direct(128, 256, 4, 4)
-    assert direct(64, 128, 4, 4)  # narrow
-    assert direct(128, 256, 1, 4)  # a row: tiles are half empty
-    assert direct(128, 256, 4, 4, device="meta")
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert direct(128, 256, 4, 4)
-
-
-def test_a_wide_pann_trains_by_winograds_filtering_as_by_direct_convolution(monkeypatch):
-    features = torch.randn(8, 40, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    torch.manual_seed(0)
-    encoder = PANN(20, (8, 128, 256), dropout=0.0).double()
-    results = []
-    for least in (winograd.MIN_SAVED, math.inf):
-        monkeypatch.setattr(winograd, "MIN_SAVED", least)
-        encoder.zero_grad()
-        embeddings = encoder(features)
-        embeddings.square().sum().backward()
-        results.append([embeddings.detach(), *(p.grad for p in encoder.parameters())])
-    for own, reference in zip(*results, strict=True):
-        assert torch.allclose(own, reference, rtol=1e-9, atol=1e-9 * reference.abs().max().item())
-    assert not all(torch.equal(*pair) for pair in zip(*results, strict=True))  # by two ways
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

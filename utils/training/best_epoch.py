@@ -8,7 +8,7 @@ from utils.training.checkpoints import save_tensors
 
 @register_checkpoint_hooks
 class BestEpoch:
-    """The weights of the epoch with the best validation accuracy; of equals, that of least loss.
+    """Keep the weights of the epoch with the best validation accuracy, the one of lowest loss among equals.
 
     Hand it to a Checkpointer, and a resumed training knows the best epoch from before.
 
@@ -32,13 +32,13 @@ class BestEpoch:
             }
 
     def restore(self):
-        """Put the best epoch's weights back into the modules."""
+        """Load the best epoch's weights into the modules."""
         for name, module in self.modules.items():
             module.load_state_dict(self.weights[name])
 
     @mark_as_saver
     def save(self, path):
-        """Write everything to a file."""
+        """Write epoch, accuracy, loss and weights to a file."""
         save_tensors({k: v for k, v in vars(self).items() if k != "modules"}, path)
 
     @mark_as_loader
