@@ -14,6 +14,8 @@ from datasets import demo
 from datasets.prepare import DATA_KEYS, prepare
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
+from utils.run.experiment import Run
+from utils.training.loop import Stream
 
 REPO = Path(__file__).parents[2]
 DEBUG = ("--debug", "--debug_batches", "1", "--debug_epochs", "1")
@@ -80,9 +82,27 @@ class Lab:
         (folder,) = Path(base).iterdir()
         return folder, said
 
+    def arguments(self, yaml, *args, data=None):
+        """A command line after the script's name, with a tiny encoder and the lab's store."""
+        places = (f"--data_folder={data or self.sounds}", f"--store_folder={self.store}")
+        return [str(REPO / "hparams" / yaml), *self.tiny, *places, *map(str, args)]
+
     def load(self, yaml, *args, data=None):
-        """What a script has after its first lines, in this process: hparams, run options, data."""
-        arguments = [str(REPO / "hparams" / yaml), *self.tiny, f"--data_folder={data or self.sounds}"]
-        file, run_opts, overrides = parse_arguments("", [*arguments, f"--store_folder={self.store}", *map(str, args)])
+        """Configuration and data in this process, without a run: hparams, run options, data."""
+        file, run_opts, overrides = parse_arguments("", self.arguments(yaml, *args, data=data))
         hparams = load_config(file, overrides)
         return hparams, run_opts, prepare(*(hparams[key] for key in DATA_KEYS))
+
+    def start_run(self, brain_class, yaml, *args, data=None, adapt=None):
+        """What a script has after its first lines, in this process: a run with its data read, nothing written."""
+        run = Run("", brain_class, self.arguments(yaml, *args, data=data), adapt)
+        run.read_data()
+        return run
+
+    def learn(self, brain_class, yaml, *args, data=None, after_task=None):
+        """Train in this process, as a trainer's main block does; the run and its stream."""
+        run = self.start_run(brain_class, yaml, *args, data=data)
+        stream = Stream(brain_class, run)
+        run.open()
+        stream.train(after_task)
+        return run, stream
