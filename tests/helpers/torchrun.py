@@ -49,9 +49,9 @@ def finish(process, timeout=300):
 class Site:
     """Where trainers run as a user runs them, by way of RUNNER."""
 
-    def __init__(self, lab, folder):
+    def __init__(self, lab, folder, before=""):
         self.lab, self.folder, self.script = lab, folder, folder / "runner.py"
-        self.script.write_text(RUNNER)
+        self.script.write_text(before + RUNNER)
 
     def command(self, kind, n, base, *args, what="plain"):
         arguments = [f"hparams/us8k/{kind}_train.yaml", *self.lab.tiny, *self.lab.quick, TASKS]

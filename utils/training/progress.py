@@ -35,8 +35,11 @@ def _whole_rows(path):
     names, rows = header.strip().split(","), {}
     for line in lines if {"task", "epoch", "loss"} <= set(names) else ():
         with contextlib.suppress(ValueError):  # a cell that is no number, or too few or too many
-            cells = line.strip().split(",")
-            rows[line] = {name: cell for name, cell, _ in zip(names, cells, map(float, cells), strict=True)}
+            row = dict(zip(names, line.rstrip("\n").split(","), strict=True))
+            for name, cell in row.items():
+                if cell or name in ("task", "epoch", "loss"):  # another loss may begin at a later task
+                    float(cell)
+            rows[line] = row
     if len(rows) < len(lines) or not rows:
         logger.warning("%s had %d damaged lines, which are gone.", path, len(lines) - len(rows))
         write_atomically(path, header + "".join(rows)) if rows else os.unlink(path)
@@ -129,6 +132,8 @@ class RunProgress:
             before = sum(step.epochs for step in self.plan[: stats["task"]])
             log.log_stats({**meta, "epoch": before + stats["epoch"]}, train, valid)
         new, self.columns = self.columns is None, self.columns or list(stats)
+        if more := [name for name in stats if name not in self.columns]:
+            self._add_columns(more)
         with naming(self.csv_path), open(self.csv_path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.columns, extrasaction="ignore", lineterminator="\n")
             if new:
@@ -136,6 +141,13 @@ class RunProgress:
             writer.writerow(stats)
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint, after which this epoch isn't trained again
+
+    def _add_columns(self, names):
+        """Give the table columns that begin with this epoch, such as a loss that starts at a later task."""
+        rows = _whole_rows(self.csv_path)
+        self.columns = [*self.columns, *names]
+        lines = [",".join(row.get(name, "") for name in self.columns) for row in rows]
+        write_atomically(self.csv_path, "\n".join([",".join(self.columns), *lines]) + "\n")
 
     def task_done(self, task, name, seconds):
         """Say in a line what a task did."""

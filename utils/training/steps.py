@@ -83,7 +83,8 @@ class FiniteSteps(sb.Brain):
         if self.scaler.is_enabled() or all(norm.isfinite() for norm in norms):
             for optimizer in optimizers.values():
                 self.scaler.step(optimizer)
-            self.after_step()
+            if optimizers:
+                self.after_step()
         else:
             self.steps_skipped += 1
         self.scaler.update()
