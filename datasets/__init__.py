@@ -1,1 +1,1 @@
-"""What touches audio and manifests: one module per dataset, tasks, selection, audio store, batches, labels."""
+"""Everything that reads audio and its metadata: one module per data set, tasks, selection, audio store, batches."""

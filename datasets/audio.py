@@ -1,25 +1,31 @@
-"""From an audio file to mono samples at one rate, and to int16 and back.
+"""Decode an audio file to mono samples at one rate, convert them to int16 and back, and work on many files at once.
 
 Shapes: n = samples of one clip at `sample_rate`.
 """
 
+import collections
+import concurrent.futures
 import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import soundfile as sf
 import soxr
+from tqdm import tqdm
 
 from utils.io.errors import InputError
 
 PEAK_LEVEL = 0.9  # every clip reaches the encoder with this peak
-INT16_PEAK = 32767  # and is kept with this one
+INT16_PEAK = 32767  # every clip is stored with this peak
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # the encodings that can hold an infinity or a NaN
+LOOK_AHEAD = 4  # files per thread that are being worked on or waiting: bounds the memory
 
 
 class BadAudio(InputError):
-    """A clip that can't be used. `reason` is the short reason, the text says the path too."""
+    """A clip that can't be used. `reason` is the short reason; the text names the path too."""
 
-    def __init__(self, path, reason=""):  # torch makes it anew, from one text, where a DataLoader's worker raised it
+    def __init__(self, path, reason=""):  # reason is optional: torch rebuilds a worker's error from its text alone
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
@@ -27,31 +33,21 @@ class BadAudio(InputError):
         return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
-def load_mono(path, sample_rate):
-    """Decode a file of any format that soundfile reads, mix it to mono and resample it.
+def load_mono(path: str, sample_rate: int) -> np.ndarray:
+    """Decode a file of any format that soundfile reads, average its channels and resample it to `sample_rate` Hz.
 
-    Parameters
-    ----------
-    path : str
-        The audio file.
-    sample_rate : int
-        The wanted rate, in Hz.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [n], the mean of the channels, not scaled.
+    Returns float32 [n], not scaled.
 
     Raises
     ------
     BadAudio
-        (an InputError) where the file is missing, unreadable, empty, or holds an infinity or a NaN.
+        The file is missing, unreadable, empty, or holds an infinity or a NaN.
     """
     with open_audio(path) as audio:
         promised, rate = audio.frames, audio.samplerate
         try:
             wav = audio.read(dtype="float32", always_2d=True)  # [frames, channels]
-        except MemoryError as err:  # the header of a damaged file may promise anything
+        except MemoryError as err:  # a damaged header may promise any length
             raise BadAudio(path, f"too large for the memory: its header promises {promised} frames") from err
         except (sf.SoundFileError, OSError, ValueError) as err:
             raise BadAudio(path, f"unreadable, damaged or cut short ({_short(err)})") from err
@@ -60,28 +56,23 @@ def load_mono(path, sample_rate):
     wav = _mean_of_channels(wav)  # [frames]
     if np.isfinite(wav).all() and rate != sample_rate:
         wav = soxr.resample(wav, rate, sample_rate, quality="HQ")
-    if not np.isfinite(wav).all():  # also what float32 or the resampler can't hold
+    if not np.isfinite(wav).all():  # also values beyond the range of float32 or of the resampler
         raise BadAudio(path, "infinite or NaN samples")
     if len(wav) == 0:
         raise BadAudio(path, f"too short: less than one sample at {sample_rate} Hz")
     return np.ascontiguousarray(wav, dtype=np.float32)
 
 
-def mono_length(path, sample_rate):
-    """The length of `load_mono(path, sample_rate)`, without decoding the file where its header can be trusted.
+def mono_length(path: str, sample_rate: int) -> int:
+    """Return the length of `load_mono(path, sample_rate)`, in samples, from the header where it can be trusted.
 
-    It can where its last frame can be read; a file cut short, whose header promises more than there is, is decoded.
-    So are the encodings that can hold an infinity or a NaN, so that these are found here as well.
-
-    Returns
-    -------
-    int
-        Samples at `sample_rate`.
+    A header is trusted if the last frame that it promises can be read; otherwise the file was cut short and is decoded.
+    Encodings that can hold an infinity or a NaN are decoded too, so that these are found.
 
     Raises
     ------
     BadAudio
-        As `load_mono`; but damage in the middle of a file is only found by decoding it.
+        As `load_mono`, except for damage in the middle of a file, which only decoding finds.
     """
     with open_audio(path) as audio:
         frames, rate = audio.frames, audio.samplerate
@@ -90,14 +81,14 @@ def mono_length(path, sample_rate):
     return length or len(load_mono(path, sample_rate))
 
 
-def resampled_length(frames, rate, sample_rate):
-    """How many samples soxr makes of `frames` samples: `frames * sample_rate / rate`, halves rounded up."""
+def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
+    """Return how many samples soxr makes of `frames` samples: `frames * sample_rate / rate`, halves rounded up."""
     return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
-def open_audio(path):
-    """`soundfile.SoundFile(path)`, with BadAudio and a short reason where it can't be opened."""
-    if os.path.exists(path) and not os.path.isfile(path):  # before opening: a pipe would be waited for
+def open_audio(path: str) -> sf.SoundFile:
+    """Open an audio file; raise BadAudio with a short reason where that fails."""
+    if os.path.exists(path) and not os.path.isfile(path):  # checked first, because opening a pipe would block
         raise BadAudio(path, "not a file")
     try:
         return sf.SoundFile(path)
@@ -111,48 +102,30 @@ def open_audio(path):
         raise BadAudio(path, reason) from err
 
 
-def quantise(wav):
-    """Scale a clip to the full int16 range.
-
-    Parameters
-    ----------
-    wav : np.ndarray
-        float32 [n].
+def quantise(wav: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scale a clip, float32 [n], to the full int16 range.
 
     Returns
     -------
     samples : np.ndarray
         int16 [n], of peak 32767; zeros for a silent clip.
     peak : float
-        The largest absolute value of `wav`: `samples * peak / 32767` is `wav` within half a step. 0 if silent.
+        The largest absolute value of `wav`; 0 for a silent clip. `samples * peak / 32767` is `wav` within half a step.
     """
     peak = float(np.abs(wav).max(initial=0.0))
     if peak == 0.0:
         return np.zeros(len(wav), dtype=np.int16), 0.0
-    # In float64, since the scale of a very faint clip is more than float32 can hold.
+    # In float64, because the scale of a very faint clip exceeds the range of float32.
     return np.rint(wav * np.float64(INT16_PEAK / peak)).astype(np.int16), peak
 
 
-def to_float(samples, level=PEAK_LEVEL):
-    """Quantised samples, or a slice of them, as floats: the peak of the whole clip comes out as `level`.
-
-    Parameters
-    ----------
-    samples : np.ndarray
-        int16 [n], from `quantise`.
-    level : float
-        The peak of the whole clip. A silent clip stays silent.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [n].
-    """
+def to_float(samples: np.ndarray, level: float = PEAK_LEVEL) -> np.ndarray:
+    """Convert int16 samples of `quantise`, or a slice, to float32 [n]; the peak of the whole clip becomes `level`."""
     return np.multiply(samples, np.float32(level / INT16_PEAK), dtype=np.float32)
 
 
 def _mean_of_channels(wav):
-    """`wav.mean(axis=1)`, several times as fast: numpy is slow along an axis of one or two."""
+    """Return `wav.mean(axis=1)`, several times as fast: numpy is slow along an axis of length one or two."""
     if wav.shape[1] == 1:
         return wav[:, 0]
     total = wav[:, 0] + wav[:, 1]
@@ -170,8 +143,33 @@ def _last_frame_reads(audio):
 
 
 def _short(err):
-    if isinstance(err, sf.LibsndfileError):  # code 0: another thread's call has cleared the reason
+    if isinstance(err, sf.LibsndfileError):  # code 0: a call in another thread has cleared the reason
         text = err.error_string if err.code else ""
     else:
         text = str(err)
     return text.strip().rstrip(".") or "the decoder gives no reason"
+
+
+def map_files(function: Callable, files: Sequence[str], what: str, progress: bool) -> Iterator:
+    """Yield `function(file)` for each file in order, computed in threads, with a progress bar on a terminal.
+
+    Threads, not processes: soundfile and soxr release Python's global lock while they work, nothing has to be pickled,
+    and no process starts beside those of the data loaders.
+    """
+    shown = progress and sys.stderr is not None and sys.stderr.isatty()
+    bar = tqdm(total=len(files), desc=what, unit="clip", disable=not shown, leave=False, dynamic_ncols=True)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting = collections.deque()
+    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            for file in files:
+                waiting.append(pool.submit(function, file))
+                if len(waiting) >= LOOK_AHEAD * threads:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
+        finally:
+            for future in waiting:
+                future.cancel()

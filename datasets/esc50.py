@@ -4,32 +4,21 @@ Reads the published layout, ``meta/esc50.csv`` and ``audio/*``; the file names a
 format.
 """
 
-from datasets.table import class_names, fold_split, read_metadata, refuse
+import os
+
+from datasets.table import Table, class_names, fold_split, read_metadata, refuse
 from utils.io.errors import InputError
 
 SOURCE = "ESC-50"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")
 SPLITS = {"train": (1, 2, 3), "valid": (4,), "test": (5,)}
-ESC10_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]  # the pairs of labels that UrbanSound8K's tasks have
+ESC10_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]  # the same pairs of labels as in UrbanSound8K's tasks
 
 
-def load(data_folder, esc10_only=False):
-    """Read the metadata into a table of clips.
+def load(data_folder: str | os.PathLike, esc10_only: bool = False) -> Table:
+    """Read the metadata into a table of clips, with their `fold`. Labels follow ESC-50's target numbers.
 
-    Parameters
-    ----------
-    data_folder : str
-        The unpacked ``ESC-50-master`` folder.
-    esc10_only : bool
-        Keep the ten classes of ESC-10.
-
-    Returns
-    -------
-    rows : pandas.DataFrame
-        One row a clip: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"), `fold`;
-        `attrs["source"]` names the data set.
-    classes : list of str
-        Class names in the order of ESC-50's target numbers; a class's place in the list is its label.
+    `data_folder` is the unpacked ``ESC-50-master``; `esc10_only` keeps the ten classes of ESC-10.
 
     Raises
     ------
@@ -49,10 +38,9 @@ def load(data_folder, esc10_only=False):
         split=fold_split(meta["fold"], SPLITS, SOURCE),
     )
     rows = rows[["wav_path", "class_name", "split", "fold"]]
-    rows.attrs["source"] = "ESC-10" if esc10_only else SOURCE
-    return rows, list(names)
+    return Table(rows, list(names), "ESC-10" if esc10_only else SOURCE)
 
 
-def default_tasks(esc10_only=False):
-    """Ten tasks of five classes in target order, or for ESC-10 the same five pairs of labels as UrbanSound8K."""
+def default_tasks(esc10_only: bool = False) -> list[tuple[int, ...]]:
+    """Return ten tasks of five classes in target order, or for ESC-10 the same five pairs of labels as UrbanSound8K."""
     return ESC10_TASKS if esc10_only else [tuple(range(first, first + 5)) for first in range(0, 50, 5)]

@@ -1,9 +1,9 @@
-"""Which clips a training or an evaluation uses at task t: pure functions over the table of clips.
+"""Select the clips that a training or an evaluation uses at task t, by pure functions over the table of clips.
 
-Every draw is a function of (seed, task), so a clip once kept for replay stays kept at all later tasks.
+Every draw is a function of (seed, task), so a clip that is kept for replay stays kept at all later tasks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from utils.io.errors import InputError
 
 
-def parse_keep(replay_num_keep):
+def parse_keep(replay_num_keep: int | str) -> int | None:
     """Read `replay_num_keep`: "all" -> None (no limit), else a whole number from 0 on."""
     if str(replay_num_keep).strip().lower() == "all":
         return None
@@ -21,27 +21,15 @@ def parse_keep(replay_num_keep):
     return int(replay_num_keep)
 
 
-def of_tasks(rows, tasks):
-    """The rows of the given tasks, in the table's order."""
+def of_tasks(rows: pd.DataFrame, tasks: Iterable[int]) -> pd.DataFrame:
+    """Return the rows of the given tasks, in the table's order."""
     return rows[rows["task"].isin(list(tasks))]
 
 
-def kept(rows, tasks, replay_num_keep, seed):
-    """At most `replay_num_keep` rows of each of the given tasks, drawn without replacement by (seed, task).
+def kept(rows: pd.DataFrame, tasks: Iterable[int], replay_num_keep: int | str, seed: int) -> pd.DataFrame:
+    """Draw `replay_num_keep` rows of each of the given tasks ("all": every row), without replacement, by (seed, task).
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Clips with a `task` column.
-    tasks : iterable of int
-    replay_num_keep : int or str
-        Clips per task; "all" keeps every clip, 0 none.
-    seed : int
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows in the order of the tasks, and of the table within a task.
+    Returns the rows in the order of the tasks, and of the table within a task.
     """
     limit = parse_keep(replay_num_keep)
     chosen = []
@@ -55,52 +43,38 @@ def kept(rows, tasks, replay_num_keep, seed):
 
 
 def current_and_replay(rows, task, replay_num_keep, seed):
-    """All rows of `task` and `replay_num_keep` of each earlier one: what an encoder learns from at `task`."""
+    """Return all rows of `task` and `replay_num_keep` of each earlier task: the training clips of an encoder."""
     return pd.concat([of_tasks(rows, [task]), kept(rows, range(task), replay_num_keep, seed)])
 
 
 def seen(rows, task, replay_num_keep, seed):
-    """All rows of tasks 0..task."""
+    """Return all rows of tasks 0..task."""
     del replay_num_keep, seed
     return of_tasks(rows, range(task + 1))
 
 
 def subset(rows, task, replay_num_keep, seed):
-    """`replay_num_keep` rows of each of tasks 0..task."""
+    """Return `replay_num_keep` rows of each of tasks 0..task."""
     if parse_keep(replay_num_keep) == 0:
         raise InputError("linclf_train_type=subset trains on replay_num_keep clips a task: set it above 0, or to all.")
     return kept(rows, range(task + 1), replay_num_keep, seed)
 
 
 def full(rows, task, replay_num_keep, seed):
-    """All rows of all tasks."""
+    """Return all rows of all tasks."""
     del task, replay_num_keep, seed
     return rows
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of judging a saved encoder.
+    """A way of judging a saved encoder."""
 
-    Attributes
-    ----------
-    train : callable
-        (rows, task, replay_num_keep, seed) -> the training rows of the linear classifier.
-    valid : callable
-        The same for the validation rows.
-    balanced : bool
-        Whether classes are drawn with equal probability.
-    test_tasks : callable
-        (task, n_tasks) -> the tasks whose accuracy fills the row of the table.
-    name : str
-        As the paper calls it.
-    """
-
-    train: Callable
-    valid: Callable
-    balanced: bool
-    test_tasks: Callable
-    name: str
+    train: Callable  # (rows, task, replay_num_keep, seed) -> the training rows of the linear classifier
+    valid: Callable  # the same for the validation rows
+    balanced: bool  # whether classes are drawn with equal probability
+    test_tasks: Callable  # (task, n_tasks) -> the tasks whose accuracy fills the row of the table
+    name: str  # in the paper
 
 
 def _seen_tasks(task, n_tasks):
@@ -121,8 +95,8 @@ PROTOCOLS = {
 }
 
 
-def get_protocol(linclf_train_type):
-    """Look up `PROTOCOLS`; an unknown name lists the known ones in an InputError."""
+def get_protocol(linclf_train_type: str) -> Protocol:
+    """Look up a name in `PROTOCOLS`; the InputError for an unknown name lists the known names."""
     if linclf_train_type not in PROTOCOLS:
         raise InputError(f"linclf_train_type is {linclf_train_type!r}: choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[linclf_train_type]

@@ -1,50 +1,93 @@
-"""What the readers of published metadata share: a table of clips, every cell checked."""
+"""The table of clips that a data set's `load` returns, and what the readers of published metadata share."""
 
+import functools
 import hashlib
 import os
 import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
 from utils.io.errors import InputError
 
-# Told by the text alone: a folder or a file of the data set may be a link, since people link data sets.
+SPLITS = ("train", "valid", "test")
+# A path that leaves the data folder is known by its text alone: folders and files of a data set may be links.
 LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True, hint="", plain=True):
-    """Read a metadata file and check what every later step relies on.
+class Table(NamedTuple):
+    """The clips of a data set."""
 
-    Parameters
-    ----------
-    data_folder : str
-        Folder of the unpacked data set.
-    name : str
-        The metadata file's path below it.
-    columns : sequence of str
-        Columns that must be there, without an empty cell. The first names the audio file.
-    integers : sequence of str
-        Those of `columns` that hold whole numbers.
-    sep : str
-        What parts the columns.
-    header : bool
-        Whether the first line names the columns; where it doesn't, `columns` are all there are.
-    hint : str
-        Said where the file is missing: where to get it.
-    plain : bool
-        Whether the audio file's name may name no folder, or else may name folders below the data folder.
+    rows: pd.DataFrame  # one row per clip and split: `wav_path` below the data folder, `class_name`, `split`
+    classes: list[str]  # all class names; a class's place is its label
+    source: str  # name of the data set
 
-    Returns
-    -------
-    pandas.DataFrame
-        Text columns as str, `integers` as int; one row a clip.
+
+def read_dataset(load: Callable, data_folder: str | os.PathLike) -> Table:
+    """Call a data set's `load` and check what it returns: a `Table`, or a plain pair (rows, classes).
+
+    The source of a pair is `SOURCE` of load's module, or else the module's name.
 
     Raises
     ------
     InputError
-        Folder, file or column missing, no rows, an empty or non-integer cell, a control character, or a file name that
-        leaves the folder.
+        Also those of `load`.
+    """
+    loaded = load(data_folder)
+    while isinstance(load, functools.partial):  # YAML's `!name:` makes one
+        load = load.func
+    where = f"{load.__module__}.load"
+    if not isinstance(loaded, tuple | list) or len(loaded) not in (2, 3) or not isinstance(loaded[0], pd.DataFrame):
+        raise InputError(f"{where} must return a datasets.table.Table: a DataFrame, the classes, the data set's name.")
+    rows, classes, *source = loaded
+    missing = [column for column in ("wav_path", "class_name", "split") if column not in rows]
+    if missing or rows.empty:
+        raise InputError(f"{where} returns a table without {' and '.join(missing) or 'rows'}.")
+    for column, known in (("split", SPLITS), ("class_name", classes)):
+        unknown = rows[column][~rows[column].isin(list(known))]
+        if len(unknown):
+            raise InputError(f"{where}: {len(unknown)} rows have an unknown {column}, such as {unknown.iloc[0]!r}.")
+    if not source:  # earlier versions kept it in attrs
+        module = sys.modules[load.__module__]
+        source = [rows.attrs.get("source") or getattr(module, "SOURCE", load.__module__.rpartition(".")[2])]
+    return Table(rows, list(classes), *source)
+
+
+def read_metadata(
+    data_folder: str | os.PathLike,
+    name: str,
+    columns: Sequence[str],
+    integers: Collection[str] = (),
+    sep: str = ",",
+    header: bool = True,
+    hint: str = "",
+    plain: bool = True,
+) -> pd.DataFrame:
+    """Read a metadata file and check what every later step relies on. Cells are text, those of `integers` int.
+
+    Parameters
+    ----------
+    name
+        The file's path below `data_folder`.
+    columns
+        Columns that must be there, without an empty cell. The first names the audio file.
+    integers
+        The columns that hold whole numbers.
+    header
+        Whether the first line names the columns; if it doesn't, `columns` are all columns in order.
+    hint
+        Said where the file is missing: where to get it.
+    plain
+        Whether the name of the audio file must be without folders.
+
+    Raises
+    ------
+    InputError
+        The folder, the file or a column is missing; there are no rows; a cell is empty, no whole number or has a
+        control character; or a file name leaves the folder.
     """
     path = os.path.join(data_folder, name)
     if not os.path.isfile(path):
@@ -72,43 +115,27 @@ def read_metadata(data_folder, name, columns, integers=(), sep=",", header=True,
 
 
 def _read_table(path, sep, names):
-    """All cells as text; `names` are the columns of a file without a header."""
+    """Read all cells as text; `names` are the columns of a file without a header."""
     kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
     try:
         meta = pd.read_csv(path, sep=sep, header=None if names else 0, names=names, **kinds)
-    except (ValueError, OSError) as error:  # pandas' ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
+    except (ValueError, OSError) as error:  # ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
-    if not isinstance(meta.index, pd.RangeIndex):  # pandas takes the first cells for row names then
+    if not isinstance(meta.index, pd.RangeIndex):  # then pandas has taken the first cells for row names
         raise InputError(f"{path} has more cells in a row than column names.")
     return meta.fillna("")  # the cells that a short row lacks
 
 
 def _cut(value):
-    """A value as text of a readable length: a damaged file may have cells of any."""
+    """Return a value as text of a readable length: cells of a damaged file may be of any length."""
     text = str(value)
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def refuse(path, meta, bad, what, header=True):
-    """Raise for the first of the rows of a file that `bad` marks.
+def refuse(path: str | os.PathLike, meta: pd.DataFrame, bad: pd.Series, what: str, header: bool = True):
+    """Raise an InputError that names `what` is wrong with the first row of a file that `bad` marks, if it marks any.
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    meta : pandas.DataFrame
-        All its rows, as `read_metadata` returns them.
-    bad : pandas.Series of bool
-        Which rows are wrong.
-    what : str
-        What is wrong with them.
-    header : bool
-        Whether the file's first line is no row.
-
-    Raises
-    ------
-    InputError
-        Any row is wrong.
+    `meta` holds all rows, as `read_metadata` returns them; `header`: whether the file's first line names the columns.
     """
     if bad.any():
         row = int(bad.to_numpy().argmax())
@@ -116,38 +143,31 @@ def refuse(path, meta, bad, what, header=True):
         raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {cells}")
 
 
-def listing(folder):
+def listing(folder: str | os.PathLike) -> str:
     """Say in a few words what a folder holds."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        return error.strerror.lower()  # no such file or directory, not a directory, permission denied
+        return error.strerror.lower()  # "no such file or directory", "permission denied"
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "an empty folder"
 
 
-def class_names(path, meta, number, name, gaps=True):
-    """The class names in the order of their published numbers.
+def class_names(path: str, meta: pd.DataFrame, number: str, name: str, gaps: bool = True) -> pd.Series:
+    """Return the class names by their published numbers, sorted.
 
     Parameters
     ----------
-    path : str
+    path
         The metadata file, for the error.
-    meta : pandas.DataFrame
-        As `read_metadata` returns it.
-    number, name : str
-        The columns of a class's number and its name.
-    gaps : bool
+    number, name
+        The columns of `meta` with a class's number and its name.
+    gaps
         Whether numbers may be missing.
-
-    Returns
-    -------
-    pandas.Series of str
-        Name by number, sorted.
 
     Raises
     ------
     InputError
-        A number with two names, a name with two numbers, or a gap where there may be none.
+        A number has two names, a name has two numbers, or a number is missing and none may.
     """
     pairs = meta[[number, name]].drop_duplicates().sort_values(number)
     for column in (number, name):
@@ -161,59 +181,24 @@ def class_names(path, meta, number, name, gaps=True):
     return pairs.set_index(number)[name]
 
 
-def fold_split(folds, splits, source):
-    """Map fold numbers to "train", "valid" and "test".
-
-    Parameters
-    ----------
-    folds : pandas.Series of int
-        The fold of each row.
-    splits : dict of str to collection of int
-        The folds of each split.
-    source : str
-        Name of the data set, for the error.
-
-    Returns
-    -------
-    pandas.Series of str
-    """
+def fold_split(folds: pd.Series, splits: dict[str, Collection[int]], source: str) -> pd.Series:
+    """Map the fold of each row to its split, given the folds of each split; the error names the data set `source`."""
     split = folds.map({fold: name for name, members in splits.items() for fold in members})
     if split.isna().any():
         raise InputError(f"{source} has no fold {folds[split.isna()].iloc[0]}: is the metadata the published one?")
     return split
 
 
-def seeded_order(ids, seed):
-    """Shuffle ids by seed: a function of the seed and the ids alone, not of the order they come in.
+def seeded_order(ids: Iterable, seed: int) -> list:
+    """Shuffle ids, each once, by a function of the seed and the ids alone, not of the order they come in.
 
-    Each id is hashed with the seed, and the hashes are sorted. So an id more or less leaves the others in their order,
-    and no library's random stream is relied on, which the next version may change.
-
-    Parameters
-    ----------
-    ids : iterable
-        What has a text of its own; one that comes twice counts once.
-    seed : int
-
-    Returns
-    -------
-    list
+    Each id is hashed, as text, with the seed, and the hashes are sorted. So adding or removing an id leaves the others
+    in order, and the result doesn't depend on a library's random stream, which the next version may change.
     """
     return sorted(set(ids), key=lambda i: hashlib.blake2b(os.fsencode(f"{seed} {i}"), digest_size=8).digest())
 
 
-def hold_out(ids, share, seed):
-    """Draw a share of ids for validation, rounded, at least one, by `seeded_order`.
-
-    Parameters
-    ----------
-    ids : iterable
-    share : float
-    seed : int
-
-    Returns
-    -------
-    set
-    """
+def hold_out(ids: Iterable, share: float, seed: int) -> set:
+    """Draw a share of the ids for validation, rounded, at least one, by `seeded_order`."""
     order = seeded_order(ids, seed)
     return set(order[: max(1, round(share * len(order)))])

@@ -1,61 +1,44 @@
-"""Labels and tasks: which class comes when."""
+"""Assign labels to classes, and classes to tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from datasets.table import seeded_order
 from utils.io.errors import InputError
 
 
-def shuffled(labels, n_tasks, seed):
-    """Part classes into tasks by seed: for YAMLs, ``task_classes: !name:datasets.tasks.shuffled``.
+def shuffled(labels: Sequence[int], n_tasks: int, seed: int) -> list[list[int]]:
+    """Divide classes into tasks by seed: for YAMLs, ``task_classes: !name:datasets.tasks.shuffled``.
 
-    Parameters
-    ----------
-    labels : sequence of int
-        The classes.
-    n_tasks : int
-    seed : int
-        Decides the order of the classes.
-
-    Returns
-    -------
-    list of list of int
-        The labels of each task, in order; the tasks' sizes differ by one at most.
+    Returns the labels of each task, in order; the tasks' sizes differ by one at most.
 
     Raises
     ------
     InputError
-        More tasks than classes, or no whole number of them.
+        `n_tasks` is no whole number, or larger than the number of classes.
     """
     if isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or not 1 <= n_tasks <= len(labels):
         raise InputError(f"n_tasks is {n_tasks!r}: give a whole number from 1 to {len(labels)}, the number of classes.")
     return [sorted(part.tolist()) for part in np.array_split(seeded_order(labels, seed), n_tasks)]
 
 
-def resolve_tasks(rows, classes, task_classes):
-    """Turn `task_classes`, however a YAML gives it, into labels.
+def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequence | Callable) -> list[list[int]]:
+    """Return the labels of each task from `task_classes`, however a YAML gives it.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
+    rows, classes
         As a data set's `load` returns them.
-    classes : list of str
-        All class names in label order.
-    task_classes : sequence of sequences of int or str, or callable
-        The classes of each task, by label or by name; or a function that returns them, given the sorted labels of the
-        classes that have clips, such as `shuffled`.
-
-    Returns
-    -------
-    list of list of int
-        The labels of each task.
+    task_classes
+        The classes of each task, by label or by name; or a function such as `shuffled` that returns them, given the
+        sorted labels of the classes that have clips.
 
     Raises
     ------
     InputError
-        An unknown class, one named twice, or an empty task.
+        A class is unknown or named twice, or a task is empty.
     """
     if callable(task_classes):
         there = set(rows["class_name"].unique())
@@ -64,27 +47,10 @@ def resolve_tasks(rows, classes, task_classes):
     return [[label for label, place in task_of.items() if place == task] for task in range(len(task_classes))]
 
 
-def assign_tasks(rows, classes, task_classes):
-    """Give every clip its label and task, and leave out the classes that no task names.
+def assign_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequence | Callable) -> pd.DataFrame:
+    """Give every clip its `label` (place in `classes`) and `task`, and leave out the classes that no task names.
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        As a data set's `load` returns them.
-    classes : list of str
-        All class names in label order.
-    task_classes : sequence of sequences of int or str, or callable
-        See `resolve_tasks`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows of the named classes with two more columns, `label` (place in `classes`) and `task`.
-
-    Raises
-    ------
-    InputError
-        As `resolve_tasks`.
+    Parameters and errors are those of `resolve_tasks`.
     """
     tasks = resolve_tasks(rows, classes, task_classes)
     task_of = {label: task for task, labels in enumerate(tasks) for label in labels}
@@ -94,7 +60,7 @@ def assign_tasks(rows, classes, task_classes):
 
 
 def _task_of_label(classes, task_classes):
-    """Turn the tasks' classes into a dict from label to task, refusing what is not one task a class."""
+    """Map each label to its task; refuse an unknown class and a class with two tasks."""
     task_of = {}
     if not isinstance(task_classes, Sequence) or isinstance(task_classes, str) or not task_classes:
         raise InputError(f"task_classes is {task_classes!r}: give one tuple of classes per task: [[0, 1], [2, 3]].")

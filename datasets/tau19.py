@@ -10,7 +10,7 @@ import os
 
 import pandas as pd
 
-from datasets.table import hold_out, listing, read_metadata, refuse
+from datasets.table import Table, hold_out, listing, read_metadata, refuse
 from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -28,32 +28,26 @@ SCENES = (
     "street_pedestrian",
     "street_traffic",
     "tram",
-)  # alphabetical; a scene's place is its label, whichever are there
-TEST_FILES = ("fold1_evaluate.csv", "fold1_test.csv")  # the same clips; the second has no scenes
+)  # alphabetical; a scene's place is its label, even where other scenes have no clips
+TEST_FILES = ("fold1_evaluate.csv", "fold1_test.csv")  # the same clips; the second lists no scenes
 NAME = r"^(?:.*/)?(?P<scene>[^-/]+)-(?P<city>[^-/]+)-(?P<location>\d+)-\d+-\w+\.\w+$"
 VALID_SHARE = 0.1  # of each scene's training locations
 
 
-def load(data_folder, valid_from="train", seed=2022):
-    """Read the metadata of fold 1 into a table of clips.
+def load(data_folder: str | os.PathLike, valid_from: str = "train", seed: int = 2022) -> Table:
+    """Read the metadata of fold 1 into a table of clips, with their `location` (scene, city and number).
+
+    Labels follow the alphabetical order of the ten scenes.
 
     Parameters
     ----------
-    data_folder : str
-        The unpacked ``TAU-urban-acoustic-scenes-2019-development`` folder.
-    valid_from : str
-        "train" holds out a tenth of each scene's training locations; "test" trains on all of them and validates on the
-        test clips. The latter is the published setting, for comparison only: its best epoch is picked on the test set.
-    seed : int
+    data_folder
+        The unpacked ``TAU-urban-acoustic-scenes-2019-development``.
+    valid_from
+        "train" holds out a tenth of each scene's training locations. "test" is the published setting, for comparison
+        only: it trains on all of them and validates on the test clips, so the best epoch is picked on the test set.
+    seed
         Draws the locations that are held out.
-
-    Returns
-    -------
-    rows : pandas.DataFrame
-        One row a clip and split: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"),
-        `location` (scene, city and number); `attrs["source"]` names the data set.
-    classes : list of str
-        The ten scenes, alphabetical; a scene's place is its label.
 
     Raises
     ------
@@ -81,13 +75,11 @@ def load(data_folder, valid_from="train", seed=2022):
     train, valid = VALID_FROM[valid_from](train, test, seed)
     parts = {"train": train, "valid": valid, "test": test}
     rows = pd.concat([part.assign(split=split) for split, part in parts.items()], ignore_index=True)
-    rows = rows[["wav_path", "class_name", "split", "location"]]
-    rows.attrs["source"] = SOURCE
-    return rows, list(SCENES)
+    return Table(rows[["wav_path", "class_name", "split", "location"]], list(SCENES), SOURCE)
 
 
 def _read(data_folder, name):
-    """One file of the evaluation set-up: `wav_path`, `class_name`, `location`."""
+    """Read one file of the evaluation set-up: `wav_path`, `class_name`, `location`."""
     name = f"evaluation_setup/{name}"
     hint = f"It is in {ARCHIVES}.meta.zip."
     meta = read_metadata(data_folder, name, ("filename",), sep="\t", hint=hint, plain=False)
@@ -102,7 +94,7 @@ def _read(data_folder, name):
 
 
 def _locations_held_out(train, test, seed):
-    """Train and validation clips from different locations: clips of one place are near copies of each other."""
+    """Split training clips into train and valid by location, because clips of one location are near copies."""
     held = set()
     for scene, locations in train.groupby("class_name")["location"]:
         if locations.nunique() == 1:
@@ -116,7 +108,7 @@ def _locations_held_out(train, test, seed):
 
 
 def _published(train, test, seed):
-    """All of fold1_train, and the test clips for validation."""
+    """Return all of fold1_train, and the test clips for validation."""
     logger.warning("valid_from=test: the best epoch is picked on the test set, so its accuracy flatters.")
     return train, test
 

@@ -4,28 +4,19 @@ Reads the published layout, ``metadata/UrbanSound8K.csv`` and ``audio/fold{1..10
 to download it in person, see the README.
 """
 
-from datasets.table import class_names, fold_split, read_metadata, refuse
+import os
+
+from datasets.table import Table, class_names, fold_split, read_metadata, refuse
 
 SOURCE = "UrbanSound8K"
 COLUMNS = ("slice_file_name", "fold", "classID", "class")
 SPLITS = {"train": range(1, 9), "valid": (9,), "test": (10,)}
 
 
-def load(data_folder):
-    """Read the metadata into a table of clips.
+def load(data_folder: str | os.PathLike) -> Table:
+    """Read the metadata into a table of clips, with their `fold`. Labels follow the classID.
 
-    Parameters
-    ----------
-    data_folder : str
-        The unpacked ``UrbanSound8K`` folder.
-
-    Returns
-    -------
-    rows : pandas.DataFrame
-        One row a clip: `wav_path` (below the data folder), `class_name`, `split` ("train", "valid", "test"), `fold`;
-        `attrs["source"]` names the data set.
-    classes : list of str
-        Class names in classID order; a class's place is its label.
+    `data_folder` is the unpacked ``UrbanSound8K``.
 
     Raises
     ------
@@ -40,6 +31,4 @@ def load(data_folder):
         split=fold_split(meta["fold"], SPLITS, SOURCE),
     )
     refuse("metadata/UrbanSound8K.csv", meta, rows["wav_path"].duplicated(), "a clip that an earlier line has")
-    rows = rows[["wav_path", "class_name", "split", "fold"]]
-    rows.attrs["source"] = SOURCE
-    return rows, list(names)
+    return Table(rows[["wav_path", "class_name", "split", "fold"]], list(names), SOURCE)

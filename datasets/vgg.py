@@ -1,11 +1,11 @@
 """VGGSound (Chen, Xie, Vedaldi, Zisserman, ICASSP 2020): about 190,000 clips of 10 s from YouTube, in 309 classes.
 
-Reads two layouts, both with whatever clips are there, since many are gone from the web:
+Reads two layouts, both with whatever clips are there, because many are gone from the web:
 
     {train,test}/<class>/*.<ext>              also below a folder vgg-sound-16k/
     vggsound.csv, <id>_<start>.<ext>          the metadata as published, and clips beside it or in audio/
 
-Labels are those of vgg_labels.csv, so that a class has one number whichever clips are there.
+Labels are those of vgg_labels.csv, so that a class has the same number whichever clips are there.
 """
 
 import csv
@@ -17,7 +17,7 @@ import re
 import pandas as pd
 import soundfile
 
-from datasets.table import hold_out, listing, read_metadata, refuse
+from datasets.table import Table, hold_out, listing, read_metadata, refuse
 from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -28,30 +28,23 @@ METADATA = "vggsound.csv"
 COLUMNS = ("youtube_id", "start", "label", "split")
 BELOW = "vgg-sound-16k"
 SPLITS = ("train", "test")
-UNLISTED = "extending ladders"  # in copies of vggsound.csv, but not in the paper's list of classes: left out
+UNLISTED = "extending ladders"  # in some copies of vggsound.csv, but not among the paper's classes: left out
 MORE_THAN = 10  # clips that a class needs in train and in test
 VALID_SHARE = 0.2  # of each class's training clips
 READABLE = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 
 
-def load(data_folder, seed=2022):
-    """Read which clips are there into a table.
+def load(data_folder: str | os.PathLike, seed: int = 2022) -> Table:
+    """Read into a table which clips are there, of the classes with more than 10 train and more than 10 test clips.
+
+    Both layouts give the same clips the same order and split. Labels follow the alphabetical order of all 309 classes.
 
     Parameters
     ----------
-    data_folder : str
+    data_folder
         Holds one of the two layouts, or a folder ``vgg-sound-16k`` that does.
-    seed : int
+    seed
         Draws the fifth of each class's training clips that validates.
-
-    Returns
-    -------
-    rows : pandas.DataFrame
-        One row a clip of a class with more than 10 train and more than 10 test clips: `wav_path` (below the data
-        folder), `class_name` (as published), `split` ("train", "valid", "test"); `attrs["source"]` names the data set.
-        Both layouts give the same clips the same order and split.
-    classes : list of str
-        All 309 class names, alphabetical; a class's place is its label.
 
     Raises
     ------
@@ -75,23 +68,22 @@ def load(data_folder, seed=2022):
     rows = pd.DataFrame(
         {"wav_path": below + clips["wav_path"], "class_name": clips["class_name"], "split": _split(clips, seed)}
     )
-    rows.attrs["source"] = SOURCE
-    return rows, classes
+    return Table(rows, classes, SOURCE)
 
 
-def class_names():
-    """The 309 published names, alphabetical."""
+def class_names() -> list[str]:
+    """Return the 309 published names, alphabetical."""
     with open(LABELS, encoding="utf-8", newline="") as file:
         return [row[0] for row in csv.reader(file)]
 
 
 def _key(name):
-    """What is left of a class name on every file system: letters and digits."""
+    """Return the letters and digits of a class name: they are the same on every file system."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _published_names(names, classes, where):
-    """The published name of each class name found."""
+    """Map each class name found to the published one."""
     by_key = {_key(name): name for name in (*classes, UNLISTED)}
     for name in names:
         if _key(name) not in by_key:
@@ -101,7 +93,7 @@ def _published_names(names, classes, where):
 
 
 def _entries(folder):
-    """The names in a folder, sorted, without hidden ones; one system call, whatever the number of files."""
+    """List the names in a folder, sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not entry.name.startswith("."))
@@ -110,17 +102,17 @@ def _entries(folder):
 
 
 def _audio(folder):
-    """The audio files in a folder by their names without extension, in order."""
+    """Map the names of the audio files in a folder, without extension, to the files, in order."""
     files = {}
     for name in _entries(folder):
         stem, extension = os.path.splitext(name)
         if extension.lower() in READABLE:
-            files.setdefault(stem, name)  # a clip that is there in two formats is one clip
+            files.setdefault(stem, name)  # a clip in two formats is one clip
     return files
 
 
 def _from_folders(folder, classes):
-    """Clips of ``{train,test}/<class>/*``: `clip_id`, `wav_path` (below the folder), `class_name`, `split`."""
+    """Read the clips of ``{train,test}/<class>/*``: `clip_id`, `wav_path` (below the folder), `class_name`, `split`."""
     clips = []
     for split in SPLITS:
         place = os.path.join(folder, split)
@@ -132,7 +124,7 @@ def _from_folders(folder, classes):
 
 
 def _from_csv(folder, classes):
-    """The same of the clips that vggsound.csv lists and that are there."""
+    """Read the clips that vggsound.csv lists and that are there, with the columns of `_from_folders`."""
     path = os.path.join(folder, METADATA)
     meta = read_metadata(folder, METADATA, COLUMNS, integers=("start",), header=False)
     refuse(path, meta, ~meta["split"].isin(SPLITS), f"a split that is none of {', '.join(SPLITS)}", header=False)
@@ -150,13 +142,13 @@ def _from_csv(folder, classes):
             f"or in audio/; found {listing(folder)}."
         )
     logger.info("%d of %d clips of %s are not there", gone.sum(), len(meta), METADATA)
-    # Of a clip that is listed twice, as a test clip if it is one: "test" sorts before "train".
+    # A clip that is listed as a train and as a test clip is a test clip: "test" sorts before "train".
     meta = meta[~gone].sort_values("split", kind="stable").drop_duplicates("clip_id")
     return meta[["clip_id", "wav_path", "class_name", "split"]]
 
 
 def _with_enough_clips(clips, classes, folder):
-    """The clips of the classes that take part."""
+    """Keep the clips of published classes with enough clips in train and in test."""
     counts = clips.groupby(["class_name", "split"]).size().unstack(fill_value=0).reindex(columns=SPLITS, fill_value=0)
     enough = (counts > MORE_THAN).all(axis=1) & counts.index.isin(classes)
     out = counts[~enough]
@@ -174,7 +166,7 @@ def _with_enough_clips(clips, classes, folder):
 
 
 def _split(clips, seed):
-    """The split of each clip, with a share of each class's training clips held out for validation."""
+    """Return the split of each clip, with a share of each class's training clips held out for validation."""
     held = []
     for _, ids in clips[clips["split"] == "train"].groupby("class_name")["clip_id"]:
         held.extend(ids.index[ids.isin(hold_out(ids.tolist(), VALID_SHARE, seed))])

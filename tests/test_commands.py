@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import test_tau19
-import test_vgg
 
+from helpers.datasets import vgg_clips, write_tau19, write_tau19_audio, write_vgg, write_vgg_tone
 from helpers.lab import DEBUG
 
 REPO = Path(__file__).parents[1]
@@ -65,8 +64,8 @@ def place(lab, tmp_path_factory):
     (folder / "UrbanSound8K").symlink_to(lab.sounds)
     (folder / "ESC-50-master").symlink_to(lab.esc50)
     tau = folder / "TAU-urban-acoustic-scenes-2019-development"
-    test_tau19.write_audio(tau, sum(test_tau19.write(tau), start=[]))
-    test_vgg.write(folder / "VGGSound", test_vgg.clips_of(), write_clip=test_vgg.tone)
+    write_tau19_audio(tau, sum(write_tau19(tau), start=[]))
+    write_vgg(folder / "VGGSound", vgg_clips(), write_clip=write_vgg_tone)
     (folder / "hparams").symlink_to(REPO / "hparams")
     lab.run(
         "supclr_train.py", "hparams/us8k/supclr_train.yaml", "--data_folder=UrbanSound8K", "--output_base=results/demo",

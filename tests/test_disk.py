@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from test_store import Crops, only_folder, simple  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader
 
-from datasets import demo
+from datasets import demo, store_build
 from datasets import store as store_module
 from datasets.store import open_store
 from helpers.desk import Desk, write_sounds
+from helpers.store import Crops, only_folder, simple  # noqa: F401 (a fixture)
 from utils.evaluation.embeddings import EmbeddingCache
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, LogFile, read_json, write_atomically, write_json
@@ -387,7 +387,7 @@ def test_store_on_a_full_disk(simple, small_disk):  # noqa: F811
     stores = small_disk.folder / "stores"
     (small_disk.folder / "other").write_bytes(bytes(30_000))
     with pytest.raises(InputError, match="store_folder="), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "_check_room", lambda plan: None)
+        patch.setattr(store_build, "_check_room", lambda plan: None)
         open_store(data, paths, store_folder=str(stores))
     assert os.listdir(only_folder(stores)) == [".lock"]
     (small_disk.folder / "other").unlink()

@@ -20,7 +20,7 @@ import soundfile
 from hypothesis import strategies as st
 from speechbrain.utils.importutils import LazyModule
 
-from datasets import esc50, store, tau19, us8k, vgg
+from datasets import esc50, store_files, tau19, us8k, vgg
 from datasets.store import open_store
 from utils.evaluation.embeddings import EmbeddingCache
 from utils.io.errors import InputError
@@ -127,7 +127,7 @@ def test_metadata(tmp_path, dataset, name, good, examples):
     @check(examples, damaged(good.encode()), {"read", "refused"})
     def property_of(content):
         write(tmp_path, name, content)
-        rows, classes = dataset.load(str(tmp_path))
+        rows, classes, _ = dataset.load(str(tmp_path))
         assert len(rows) and not rows.isna().any(axis=None) and set(rows["class_name"]) <= set(classes)
         assert set(rows["split"]) <= {"train", "valid", "test"}
         for path in rows["wav_path"]:
@@ -170,7 +170,7 @@ def test_store(sounds, tmp_path, part, examples, caplog):
     good = file.read_bytes()
     with np.load(next(folder.glob("index-*.npz"))) as archive:
         arrays = dict(archive)
-    other = st.dictionaries(st.sampled_from(store.INDEX_KEYS), ANY_ARRAY, min_size=1, max_size=3)
+    other = st.dictionaries(st.sampled_from(store_files.INDEX_KEYS), ANY_ARRAY, min_size=1, max_size=3)
 
     @check(examples, other if part == "arrays" else damaged(good), {"read"})
     def property_of(content):

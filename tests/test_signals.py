@@ -15,7 +15,7 @@ import pytest
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 
-from datasets import store
+from datasets import store_build
 from helpers.desk import Desk, write_sounds
 from helpers.lab import REPO
 from utils.evaluation import embeddings, probe
@@ -182,14 +182,14 @@ def run_in_a_group(lab, desk, tmp_path, command, number, times):
 
 
 def test_stopped_store_build_leaves_nothing_that_looks_finished(desk, tmp_path, monkeypatch):
-    decode, command = store.load_mono, desk.args("supclr", f"--store_folder={tmp_path / 'store'}")
+    decode, command = store_build.load_mono, desk.args("supclr", f"--store_folder={tmp_path / 'store'}")
 
     def signal_first(path, sample_rate):
         os.kill(os.getpid(), signal.SIGTERM)
-        monkeypatch.setattr(store, "load_mono", decode)
+        monkeypatch.setattr(store_build, "load_mono", decode)
         return decode(path, sample_rate)
 
-    monkeypatch.setattr(store, "load_mono", signal_first)
+    monkeypatch.setattr(store_build, "load_mono", signal_first)
     code, _, said = desk.run(command)
     assert code == 143 and said.count("\n") == 2 and "Stopped by SIGTERM" in said
     assert [path.name for path in (tmp_path / "store").glob("*/*")] == [".lock"]

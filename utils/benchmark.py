@@ -124,7 +124,7 @@ def two_views(bench, rows, store, n_classes):
 
 def store_part(bench):
     """Clips from the store and by decoding: items a second of two random crops each, and building the store."""
-    rows, classes = load_us8k(bench.sounds)
+    rows, classes, _ = load_us8k(bench.sounds)
     rows = rows.assign(clip=range(len(rows)), label=0)
     paths, rate = list(rows["wav_path"]), bench.hparams["sample_rate"]
     files = [os.path.join(bench.sounds, path) for path in paths]

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 
 from datasets.store import open_store
-from datasets.table import read_metadata
+from datasets.table import read_dataset, read_metadata
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.io.errors import InputError
 from utils.training.checkpoints import load_weights
@@ -112,7 +112,7 @@ def open_clips(rows, hparams):
     InputError
         A clip is not in the data set; also the errors of the data set and of `datasets.store.open_store`.
     """
-    table, _ = hparams["dataset"](hparams["data_folder"])
+    table, _, source = read_dataset(hparams["dataset"], hparams["data_folder"])
     paths = list(table["wav_path"])
     clips = rows["wav_path"].map({path: clip for clip, path in enumerate(paths)})
     if clips.isna().any():
@@ -122,7 +122,7 @@ def open_clips(rows, hparams):
             f"{hparams['data_folder']}, such as {first}: set data_folder and dataset to those of that run."
         )
     store = open_store(
-        hparams["data_folder"], paths, hparams["sample_rate"], hparams["store_folder"], table.attrs["source"].lower(),
+        hparams["data_folder"], paths, hparams["sample_rate"], hparams["store_folder"], source.lower(),
         skip_bad_audio=hparams["skip_bad_audio"],
     )  # fmt: skip
     good = ~rows["wav_path"].isin(list(store.bad))

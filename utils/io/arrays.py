@@ -1,34 +1,25 @@
-"""Arrays that a cache has kept in a file, read without trust in what the file says of itself."""
+"""Read arrays from a cache's file without trusting what the file says of itself."""
 
 import os
 import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 
 class DamagedArrays(Exception):
-    """A file that does not hold the arrays it should; the text is the short reason."""
+    """A file doesn't hold the arrays that it should; the text is the short reason."""
 
 
-def read_arrays(path, names):
-    """Read some of the arrays that `numpy.savez` has written, running no code and no more memory than the file's size.
-
-    Parameters
-    ----------
-    path : str
-        The npz file.
-    names : sequence of str
-        Of the arrays.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
+def read_arrays(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read the named arrays of a `numpy.savez` file, running no code from it and taking no more memory than its size.
 
     Raises
     ------
     DamagedArrays
-        No such file, one of another kind, an array missing, one of objects (pickled: loading it could run code), or
-        one that claims to be larger than the file.
+        The file is missing or of another kind; or an array is missing, holds objects (unpickling them could run code),
+        or claims to be larger than the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,5 +30,5 @@ def read_arrays(path, names):
             return {name: archive[name] for name in names}
     except DamagedArrays:
         raise
-    except (Exception, MemoryError) as error:  # of bytes at random zipfile, tokenize and numpy raise anything
+    except (Exception, MemoryError) as error:  # random bytes make zipfile, tokenize and numpy raise anything
         raise DamagedArrays(" ".join(str(error).split())[:200] or type(error).__name__) from error

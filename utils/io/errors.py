@@ -2,8 +2,8 @@
 
 
 class InputError(ValueError):
-    """Bad input that the user can mend; its text is the one clear line that names the fix.
+    """Report bad input that the user can mend. The text is one clear line that names the fix.
 
-    The scripts print the text without a traceback and exit with status 2. (Where many files are at fault, indented
-    lines that name them follow the one line.)
+    The scripts print the text without a traceback and exit with status 2. Where many files are bad, indented lines that
+    name them follow the first line.
     """

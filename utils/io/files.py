@@ -1,13 +1,16 @@
-"""Files that a later step reads: whole or not there, and the errors of a disk that takes no more."""
+"""Write files whole or not at all, read them back checked, and name the file in a disk's error."""
 
 import contextlib
 import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 REMEDIES = {  # errors that the user can mend, whatever file they strike
     errno.ENOSPC: "free space there",
@@ -16,48 +19,39 @@ REMEDIES = {  # errors that the user can mend, whatever file they strike
     errno.EROFS: "make it writable, or set output_base to another folder",
     errno.EACCES: "make it accessible, or set output_base to another folder",
     errno.EPERM: "make it accessible, or set output_base to another folder",
-    errno.EIO: "look after that disk",
+    errno.EIO: "the disk may be failing: check it, or set output_base to another disk",
 }
 
 
 @contextlib.contextmanager
-def naming(path):
-    """Put the name of the file into an OSError from inside: that of a full disk has none."""
+def naming(path: str | Path):
+    """Name `path` in an OSError raised inside: the error of a full disk names no file."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # else it has a text of its own
+        if error.errno is not None:  # else the error has a text of its own
             error.filename = str(path)
         raise
 
 
-def write_atomically(path, content):
-    """Write a whole file or nothing: it is written aside, then put in place.
+def _aside(path: Path) -> Path:
+    """Name a temporary neighbour of `path`, in the same folder because os.replace can't cross file systems."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
-    Parameters
-    ----------
-    path : str or Path
-        The file; folders that are missing are made.
-    content : str, bytes or callable
-        Its content; text is written as UTF-8. A callable writes it to the open binary file that it is given.
 
-    Raises
-    ------
-    OSError
-        Names `path`; what was there before is unharmed.
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a binary file that becomes `path` when the block ends without an error. Missing folders are made.
+
+    An error leaves what was at `path` unharmed; an OSError names `path`.
     """
     path = Path(path)
-    # In the same folder, because os.replace is atomic only within a file system; one name per process, so that two
-    # writers don't meet.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name with no content
             os.replace(aside, path)
@@ -65,53 +59,70 @@ def write_atomically(path, content):
             aside.unlink(missing_ok=True)
 
 
-def write_json(path, content):
-    """Write an object with a checksum of itself, for `read_json`.
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder that becomes `path` when the block ends without an error.
 
-    Parameters
-    ----------
-    path : str or Path
-    content : dict
-        What JSON can hold.
+    Raises an OSError where `path` is a file, or a folder that is not empty by then.
     """
-    write_atomically(path, json.dumps({**content, "crc32": _checksum(content)}))
+    path = Path(path).absolute()
+    aside = _aside(path)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def read_json(path):
-    """Read what `write_json` has written.
+def write_atomically(path: str | Path, content: str | bytes | Callable[[BinaryIO], object]):
+    """Write a whole file or nothing, as `atomic_file` does.
 
-    Parameters
-    ----------
-    path : str or Path
+    Text is written as UTF-8. A callable writes the content to the open binary file that it is given.
+    """
+    with atomic_file(path) as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
-    Returns
-    -------
-    dict
-        Without the checksum; a file that has none is taken as it is.
+
+def write_json(path: str | Path, content: dict, indent: int | None = None):
+    """Write an object with a checksum of itself, which `read_json` checks."""
+    write_atomically(path, json.dumps({**content, "crc32": _checksum(content)}, indent=indent))
+
+
+def read_json(path: str | Path) -> dict:
+    """Read the object in a JSON file. Its checksum is checked and left out; a file without one is taken as it is.
 
     Raises
     ------
+    OSError
+        The file can't be read.
     ValueError
-        No object is in it, or not the one that was written.
+        It holds no object, or not the one that `write_json` wrote; the text says which, in one line.
     """
-    content = json.loads(Path(path).read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError("it holds no object")
-    checksum = content.pop("crc32", None)
-    if checksum is not None and checksum != _checksum(content):
-        raise ValueError("its checksum differs")
+    try:
+        content = json.loads(Path(path).read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no object in it")
+        checksum = content.pop("crc32", None)
+        if checksum is not None and checksum != _checksum(content):
+            raise ValueError("its checksum differs")
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     return content
 
 
-def _checksum(content):
+def _checksum(content: dict) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 class LogFile(logging.FileHandler):
-    """A log file whose full disk ends the run in one line, where logging would print a traceback a message."""
+    """A log file that raises the error of a full disk, for which logging would print a traceback per message."""
 
     def handleError(self, record):
-        """Pass on what the disk says."""
+        """Raise an OSError with the file's name; handle any other error as logging does."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             return super().handleError(record)

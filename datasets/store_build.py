@@ -1,0 +1,180 @@
+"""Build an audio store, once, whichever of several runs starts first and whenever one of them is killed.
+
+A build holds a lock that the operating system releases if the process dies. Each file is written aside and renamed,
+store.json last: a killed build leaves nothing that looks finished.
+"""
+
+import contextlib
+import functools
+import glob
+import io
+import logging
+import os
+import shutil
+import time
+import zlib
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from datasets.audio import BadAudio, load_mono, map_files, open_audio, quantise, resampled_length
+from datasets.store_files import FORMAT_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
+from utils.io.errors import InputError
+from utils.io.files import atomic_file, write_atomically, write_json
+
+logger = logging.getLogger(__name__)
+
+CLIPS_MEASURED = 256  # headers that are read to estimate the size of a store before it is built
+
+
+def load_or_build(plan: StorePlan, skip_bad_audio: bool, progress: bool) -> dict[str, np.ndarray]:
+    """Return the index of the plan's store; build the store first where there is none, or where it can't be used."""
+    with contextlib.suppress(UnusableStore):
+        return load_index(plan)  # without the lock: a finished store may be on a disk that can't be written
+    try:
+        os.makedirs(plan.folder, exist_ok=True)
+        lock = filelock.FileLock(os.path.join(plan.folder, ".lock"))
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            logger.info("Another run is building the audio store %s: waiting for it", plan.folder)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        raise _cannot_write(plan, error) from error
+    try:
+        return load_index(plan)  # another run may have built it by now
+    except UnusableStore as error:
+        if error.level:
+            logger.log(error.level, "Audio store %s: %s; building it again", plan.folder, error)
+        return _build(plan, skip_bad_audio, progress)
+    finally:
+        lock.release()
+
+
+def refuse_bad(bad: dict[str, str], total: int, skip_bad_audio: bool):
+    """Raise an InputError that lists the bad clips (path -> reason), unless they may be skipped and others remain."""
+    if len(bad) == total:
+        hint = f"is the data folder right? All {total} clips cannot be used"
+    elif bad and not skip_bad_audio:
+        hint = f"{len(bad)} of {total} clips cannot be used: mend them, or go on without them by --skip_bad_audio=True"
+    else:
+        return
+    raise InputError("\n".join([hint, *(f"  {path}: {reason}" for path, reason in bad.items())]))
+
+
+def _build(plan, skip_bad_audio, progress):
+    """Write a store, the caller holding its lock, and return its index."""
+    started = time.monotonic()
+    try:
+        _sweep(plan.folder, ".*.tmp", ".writing-*")  # of a killed build; of one by an earlier version
+        _check_room(plan)
+        index = _write_files(plan, skip_bad_audio, progress)
+    except OSError as error:
+        raise _cannot_write(plan, error) from error
+    _sweep(plan.folder, "samples-*", "index-*", keep=(plan.samples_path, plan.index_path))
+    hours, seconds = index["lengths"].sum() / plan.sample_rate / 3600, time.monotonic() - started
+    clips = len(plan.paths) - len(index["bad"])
+    logger.info("Audio store %s: %d clips, %.2f hours, built in %.1f s", plan.folder, clips, hours, seconds)
+    return index
+
+
+def _write_files(plan, skip_bad_audio, progress):
+    with atomic_file(plan.samples_path) as file:
+        index = _write_samples(plan, file, progress)
+        bad = {plan.paths[row]: str(reason) for row, reason in zip(index["bad"], index["reasons"], strict=True)}
+        refuse_bad(bad, len(plan.paths), skip_bad_audio)
+        Path(plan.manifest_path).unlink(missing_ok=True)  # else it would vouch for one old and one new file
+    packed = io.BytesIO()
+    np.savez(packed, **index)
+    try:
+        write_atomically(plan.index_path, packed.getbuffer())
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "sample_rate": plan.sample_rate,
+            "clips": len(plan.paths),
+            "fingerprint": plan.fingerprint,
+            "samples_bytes": int(index["lengths"].sum()) * SAMPLE_TYPE.itemsize,
+            "data_folder": plan.data_folder,
+            "samples": os.path.basename(plan.samples_path),
+            "index": os.path.basename(plan.index_path),
+            "index_crc32": zlib.crc32(packed.getbuffer()),
+        }
+        write_json(plan.manifest_path, manifest, indent=1)
+    except OSError:  # without a manifest the samples are of no use: free their space on a full disk
+        Path(plan.samples_path).unlink()
+        raise
+    return index
+
+
+def _write_samples(plan, file, progress):
+    """Decode every clip into the open file and return the index."""
+    rows = len(plan.paths)
+    lengths, crc32 = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.uint32)
+    peaks = np.zeros(rows, dtype=np.float32)
+    bad = {}
+    decode = functools.partial(_decode, sample_rate=plan.sample_rate)
+    with contextlib.closing(map_files(decode, plan.files, "audio store", progress)) as decoded:
+        for row, (samples, peak, crc, reason) in enumerate(decoded):
+            if reason:
+                bad[row] = reason
+                continue
+            file.write(samples.astype(SAMPLE_TYPE, copy=False))
+            lengths[row], peaks[row], crc32[row] = len(samples), peak, crc
+    return {
+        "fingerprint": np.array(plan.fingerprint),
+        "offsets": np.cumsum(lengths) - lengths,
+        "lengths": lengths,
+        "peaks": peaks,
+        "crc32": crc32,
+        "sizes": plan.sizes,
+        "mtimes": plan.mtimes,
+        "bad": np.array(list(bad), dtype=np.int64),
+        "reasons": np.array(list(bad.values()), dtype=str),
+    }
+
+
+def _decode(path, sample_rate):
+    """Return (int16 [n], peak, CRC-32, "") for a good clip, (None, 0.0, 0, reason) for a bad one."""
+    try:
+        samples, peak = quantise(load_mono(path, sample_rate))
+        return samples, peak, zlib.crc32(samples), ""
+    except BadAudio as error:
+        return None, 0.0, 0, error.reason
+
+
+def _sweep(folder, *patterns, keep=()):
+    for pattern in patterns:
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            if path not in keep:
+                os.unlink(path)
+
+
+def _needed_bytes(plan):
+    """Estimate the size of the samples from the headers of at most CLIPS_MEASURED clips."""
+    lengths = []
+    for file in plan.files[:: -(-len(plan.paths) // CLIPS_MEASURED)]:
+        with contextlib.suppress(BadAudio), open_audio(file) as audio:
+            lengths.append(resampled_length(audio.frames, audio.samplerate, plan.sample_rate))
+    if not lengths:
+        return 0
+    mean = np.minimum(lengths, 10 * np.median(lengths)).mean()  # a damaged header may promise any length
+    return int(mean * len(plan.paths)) * SAMPLE_TYPE.itemsize
+
+
+def _check_room(plan):
+    needed, free = _needed_bytes(plan), shutil.disk_usage(plan.folder).free
+    if free < 0.9 * needed:  # the need is an estimate: refuse only what surely won't fit
+        raise OSError(f"only {_megabytes(free)} are free")
+
+
+def _cannot_write(plan, error):
+    return InputError(
+        f"The audio store can't be written below store_folder={plan.store_folder} ({error.strerror or error}): it "
+        f"needs about {_megabytes(_needed_bytes(plan))}. Set store_folder to a folder with that room, or to null to "
+        "decode on the fly"
+    )
+
+
+def _megabytes(count):
+    return f"{max(count / 1e6, 0.1):,.1f} MB"
