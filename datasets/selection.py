@@ -68,13 +68,21 @@ def full(rows, task, replay_num_keep, seed):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way of judging a saved encoder."""
+    """A way of judging a saved encoder; an entry of `PROTOCOLS` makes it a value of linclf_train_type.
 
-    train: Callable  # (rows, task, replay_num_keep, seed) -> the training rows of the linear classifier
-    valid: Callable  # the same for the validation rows
-    balanced: bool  # whether classes are drawn with equal probability
-    test_tasks: Callable  # (task, n_tasks) -> the tasks whose accuracy fills the row of the table
-    name: str  # in the paper
+    `train` and `valid` select the classifier's rows: (rows, task, replay_num_keep, seed) -> rows. `test_tasks` lists
+    the tasks whose accuracies fill the table's row of the encoder saved after `task`: (task, n_tasks) -> tasks.
+    """
+
+    title: str  # in tables, figures and the report
+    train: Callable
+    valid: Callable
+    test_tasks: Callable
+    balanced: bool  # draw the classes with equal probability in training
+    # Whether the classifier chooses among more classes after each task: accuracies then fall without any forgetting.
+    # If not, train and valid must select the same rows for every task; the report then shows forgetting and BWT.
+    classes_grow: bool
+    trains_on: str = ""  # the training clips in words, for the report's legend
 
 
 def _seen_tasks(task, n_tasks):
@@ -88,11 +96,18 @@ def _all_tasks(task, n_tasks):
 
 
 PROTOCOLS = {
-    "seen": Protocol(seen, seen, False, _seen_tasks, "LEP"),
-    "subset": Protocol(subset, seen, True, _seen_tasks, "SLEP"),
-    "buffer": Protocol(current_and_replay, seen, True, _seen_tasks, "buffer"),
-    "full": Protocol(full, full, False, _all_tasks, "full"),
-}
+    "seen": Protocol(
+        "LEP", seen, seen, _seen_tasks, balanced=False, classes_grow=True, trains_on="all clips of the tasks seen"
+    ),
+    "subset": Protocol(
+        "SLEP", subset, seen, _seen_tasks, balanced=True, classes_grow=True, trains_on="a few of each"
+    ),
+    "buffer": Protocol(
+        "Buffer", current_and_replay, seen, _seen_tasks, balanced=True, classes_grow=True,
+        trains_on="all of the last task and a few of the others",
+    ),
+    "full": Protocol("Full", full, full, _all_tasks, balanced=False, classes_grow=False, trains_on="all tasks"),
+}  # fmt: skip
 
 
 def get_protocol(linclf_train_type: str) -> Protocol:

@@ -1,6 +1,5 @@
 """utils.training.collapse: the measures against loops and numpy; measured, logged, drawn, warned of in a training."""
 
-import csv
 import math
 import re
 
@@ -8,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_report import assert_picture, pixels, png_size
 
+from helpers.pictures import assert_picture, has_colour, png_size
 from simclr_train import SimCLR
 from simsiam_train import SimSiam
 from sup_train import Supervised
-from utils.results import figures
+from utils.results.figures.canvas import COLOURS
+from utils.results.figures.training import plot_training
 from utils.training.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
 from utils.training.loop import plan_tasks, train_tasks
 from utils.training.progress import RunProgress
@@ -59,8 +59,8 @@ def test_known_cases(dtype):
     assert normalised_std(torch.zeros(4, 3, dtype=dtype)) == 0
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_measures_as_nan_and_is_no_collapse(bad):
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_vectors_that_are_not_finite_measure_as_nan_and_are_no_collapse(bad):
     spread = Spread()
     spread.add("emb", torch.tensor([[1.0, bad], [0.0, 1.0], [2.0, 1.0]]))
     measured = spread.measure()
@@ -181,22 +181,20 @@ def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path, caplog):
 
 
 def test_the_log_of_an_older_version_goes_on(tmp_path):
-    """It has no such columns: the rows that come fit it, and the picture can still be drawn."""
+    """It has no such columns: new rows have the old ones, and the picture can still be drawn."""
 
     class Options:
         noprogressbar = True
 
     old = {"task": 0, "epoch": 1, "loss": 3.0, "ssl": 3.0, "lr": 0.1}
     path = tmp_path / "train_log.csv"
-    path.write_text(",".join(old) + "\n" + ",".join(map(str, old.values())) + "\n")
+    pd.DataFrame([old]).to_csv(path, index=False)
     settings = {"output_folder": str(tmp_path), "extra_logger": None}
     with RunProgress(settings, Options, [{"epochs": 2, "steps": 1, "rows": []}]) as progress:
         progress.epoch(old | {"epoch": 2, "emb_std": 0.4, "emb_rank": 12.0, "rank_max": 64})
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2"] and all(list(row) == list(old) for row in rows)
+    pd.testing.assert_frame_equal(pd.read_csv(path), pd.DataFrame([old, old | {"epoch": 2}]))
     assert "emb_rank: 12.0" in (tmp_path / "train_log.txt").read_text()
-    assert_picture(figures.plot_training(path, tmp_path / "training.png"))
+    assert_picture(plot_training(path, tmp_path / "training.png"))
 
 
 def test_the_picture_shows_both_measures_and_their_bound(tmp_path):
@@ -204,13 +202,10 @@ def test_the_picture_shows_both_measures_and_their_bound(tmp_path):
         {"task": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "loss": 1.0, "lr": 0.1, "emb_std": [0.4, 0.5, 0.5, np.nan],
          "emb_rank": [50.0, 40.0, 30.0, np.nan], "rank_max": [128, 128, 64, 64]}
     )  # fmt: skip
-    bare, both = log[["task", "epoch", "loss", "lr"]], log.assign(z_std=0.7, z_rank=20.0)
-    green = np.array([0x00, 0x9E, 0x73]) / 255  # of z
-    shown = {}
-    for name, table in (("bare", bare), ("embeddings", log), ("both", both)):
-        path = figures.plot_training(table, tmp_path / f"{name}.png")
+    tables = {"bare": log[["task", "epoch", "loss", "lr"]], "emb": log, "both": log.assign(z_std=0.7, z_rank=20.0)}
+    paths = {name: plot_training(table, tmp_path / f"{name}.png") for name, table in tables.items()}
+    for path in paths.values():
         assert_picture(path)
-        shown[name] = int((abs(pixels(path) - green).max(axis=2) < 0.02).sum())
-    assert shown["bare"] == shown["embeddings"] == 0 and shown["both"] > 1000
-    heights = [png_size(tmp_path / f"{name}.png")[1] for name in ("bare", "embeddings")]
-    assert heights[1] > 1.5 * heights[0]
+    shown = {name: has_colour(path, COLOURS[2]).sum() for name, path in paths.items()}  # z's colour
+    assert shown["bare"] == shown["emb"] == 0 and shown["both"] > 1000
+    assert png_size(paths["emb"])[1] > 1.5 * png_size(paths["bare"])[1]

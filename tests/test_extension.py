@@ -141,7 +141,8 @@ def test_method_and_strategy_resume_exactly(lab, tmp_path, workers):
 
 
 def test_two_processes_draw_the_joint_memory_batch_of_one(lab, tmp_path):
-    site = Site(lab, tmp_path, before=f"import sys\nsys.path.insert(0, {str(REPO / 'tests')!r})\nimport helpers.outside")
+    here = f"import sys\nsys.path.insert(0, {str(REPO / 'tests')!r})\nimport helpers.outside"
+    site = Site(lab, tmp_path, before=here)
     args = (*EQUAL, "--strategy=pull", "--replay_num_keep=5", "--proj_norm_type=ln", "--lr=0.05", TASKS)
     alone, both = (weights_of(site.run("supclr", n, f"by{n}", *args)[0]) for n in (1, 2))
     assert alone.keys() == both.keys() and "pull_head.weight" in alone

@@ -24,7 +24,7 @@ from datasets import esc50, store_files, tau19, us8k, vgg
 from datasets.store import open_store
 from utils.evaluation.embeddings import EmbeddingCache
 from utils.io.errors import InputError
-from utils.report import Run, load_run
+from utils.results.judged import Judged, load_run
 from utils.results.metrics import METRICS, read_table, write_table
 
 SCENES = ("airport", "bus", "metro")
@@ -243,7 +243,7 @@ def test_evaluation_run(tmp_path, name, part, examples):
     def property_of(content):
         write(tmp_path, name, content)
         run = load_run(tmp_path)
-        assert isinstance(run, Run) and run.protocol == "seen" and run.metrics.keys() == set(METRICS)
+        assert isinstance(run, Judged) and run.protocol == "seen" and run.metrics.keys() == set(METRICS)
 
 
 # Memory

@@ -1,10 +1,10 @@
-"""utils.report over fake evaluation runs, and the files of utils.results.figures."""
+"""utils.report over fake evaluation runs, a protocol that a user adds, and the files of utils.results.figures."""
 
 import csv
 import json
 import os
+import re
 import statistics
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datasets.prepare import Data
+from datasets.selection import PROTOCOLS, Protocol, full, seen
+from helpers.pictures import assert_picture, has_colour, pixels, png_size
 from utils.io.errors import InputError
-from utils.report import aggregate, differences, load_run, load_runs, main, summarise, to_csv, to_markdown, write_report
-from utils.results import figures
-from utils.results.metrics import METRICS, write_table
+from utils.report import main
+from utils.results.comparison import aggregate, differences
+from utils.results.figures.canvas import COLOURS
+from utils.results.figures.comparison import CEILING, FLOOR, METHOD, plot_report
+from utils.results.figures.evaluation import plot_accuracy_over_tasks, plot_accuracy_table, plot_confusion
+from utils.results.figures.training import plot_training
+from utils.results.judged import load_run, load_runs
+from utils.results.metrics import METRICS, read_table, write_table
+from utils.results.save import save_results
+from utils.results.summary import summarise
+from utils.results.tables import report_panels, to_csv, to_markdown
 
 ROOT = Path(__file__).parents[1]
 NAN = float("nan")
@@ -30,10 +41,11 @@ CONTENT = {
     "floor": dict.fromkeys(METRICS, NAN) | {"acc": 0.6, "forgetting": 0.0},
     "seconds": 1.5,
 }
+COST = {"train_seconds": 90.0, "peak_memory_bytes": 1_500_000_000}
 
 
 def make_run(folder, protocol, seed=1, acc=0.8, floor=0.6, **changes):
-    """A finished evaluation, as linclf_train.py left it when it did not know what its encoder's training had cost."""
+    """A finished evaluation by an older version, which recorded neither costs nor what its protocol is."""
     values = {"metrics": CONTENT["metrics"] | {"acc": acc}, "floor": CONTENT["floor"] | {"acc": floor}}
     content = CONTENT | {"protocol": protocol, "seed": seed} | values | changes
     folder.mkdir(parents=True)
@@ -44,12 +56,17 @@ def make_run(folder, protocol, seed=1, acc=0.8, floor=0.6, **changes):
 
 
 def only_row(folders):
+    """Column name -> cell."""
     (cells,) = aggregate(load_runs(folders)).values()
-    return cells
+    return {column.name: cell for column, cell in cells.items()}
 
 
 def markdown(folders):
     return to_markdown(aggregate(load_runs(folders)))
+
+
+def csv_lines(folders):
+    return list(csv.DictReader(to_csv(aggregate(load_runs(folders))).splitlines()))
 
 
 def markdown_rows(text):
@@ -58,90 +75,61 @@ def markdown_rows(text):
 
 
 def column_of(folders, name):
-    """What stands below a column's title, ruler left out."""
+    """What is below a column's title, without the ruler."""
     header, _, *rows = markdown_rows(markdown(folders))
     return [row[header.index(name)] for row in rows]
 
 
-# Grouping
+# The table
 
 
-def test_mean_and_spread_over_seeds(tmp_path):
-    accuracies = {2022: 0.80, 2023: 0.83, 2024: 0.85}
-    floors = {2022: 0.60, 2023: 0.61, 2024: 0.65}
-    folders = [make_run(tmp_path / str(s), "seen", s, acc, floors[s]) for s, acc in accuracies.items()]
-    cell = only_row(reversed(folders))["LEP"]
-    assert cell["seeds"] == [2022, 2023, 2024] and cell["values"] == [0.80, 0.83, 0.85]
-    assert cell["mean"] == pytest.approx(2.48 / 3)
-    assert cell["std"] == pytest.approx(statistics.stdev(accuracies.values()))
-    assert cell["floor"] == pytest.approx(0.62)
-    assert column_of(folders, "Method")[1] == "floor"
-    assert column_of(folders, "Seeds") == ["3", ""]
-    assert column_of(folders, "LEP") == ["82.7 ± 2.5", "62.0"]
-
-
-def test_each_protocol_has_its_column_and_forgetting_is_of_full_only(tmp_path):
-    accuracies = {"seen": 0.81, "subset": 0.72, "buffer": 0.63, "full": 0.94}
-    folders = [make_run(tmp_path / protocol, protocol, acc=acc) for protocol, acc in accuracies.items()]
-    header, _, row, floor = markdown_rows(markdown(folders))
-    assert dict(zip(header, row, strict=True)) == {
-        "Dataset": "demo",
-        "Encoder": "cnn14",
-        "Method": "supclr ssl 1 sup 0",
-        "Seeds": "1",
-        "LEP": "81.0",
-        "SLEP": "72.0",
-        "Buffer": "63.0",
-        "Full": "94.0",
-        "Forgetting (full)": "+2.0",
-        "BWT (full)": "-1.5",
-    }
-    assert floor[-2:] == ["0.0", "–"]
-    cells = only_row(folders[:3])
-    assert cells["Forgetting (full)"]["values"] == [] and cells["Full"]["values"] == []
-    header = markdown_rows(markdown(folders[:2]))[0]
-    assert header == ["Dataset", "Encoder", "Method", "Seeds", "LEP", "SLEP"]  # nothing without a value
-
-
-def test_groups_are_dataset_encoder_and_method(tmp_path):
-    variants = [{}, {"dataset": "us8k"}, {"encoder": "ecapa"}, {"method": "simsiam | replay 10"}]
-    folders = [make_run(tmp_path / str(k), "seen", **changes) for k, changes in enumerate(variants)]
-    groups = aggregate(load_runs(folders))
-    assert [group[:3] for group in groups] == [  # those of one dataset and encoder together
-        ("demo", "cnn14", "supclr ssl 1 sup 0"),
-        ("demo", "cnn14", "simsiam | replay 10"),
-        ("us8k", "cnn14", "supclr ssl 1 sup 0"),
-        ("demo", "ecapa", "supclr ssl 1 sup 0"),
+def test_the_report_as_a_reader_sees_it(tmp_path):
+    """Means and sample standard deviations over seeds, floors, seeds that a cell lacks; the methods of one dataset and
+    encoder together, the one that was trained on all classes at once last; forgetting under `full` only."""
+    lep = {1: (0.80, 0.60, 60), 3: (0.85, 0.65, 150), 2: (0.83, 0.61, 90)}  # seed: accuracy, floor, seconds
+    folders = [
+        make_run(tmp_path / f"lep{seed}", "seen", seed, *accuracies, encoder_tasks=5, train_seconds=seconds)
+        for seed, (*accuracies, seconds) in lep.items()
     ]
-    assert "simsiam \\| replay 10" in to_markdown(groups)
+    folders.append(make_run(tmp_path / "offline", "seen", method="a | b", encoder_tasks=1))
+    folders += [make_run(tmp_path / f"full{seed}", "full", seed, 0.94, encoder_tasks=5) for seed in (1, 3)]
+    folders.append(make_run(tmp_path / "us8k", "buffer", acc=1, dataset="us8k", method="a | b"))
+    folders += [make_run(tmp_path / f"slep{seed}", "subset", seed, 0.05, encoder_tasks=5) for seed in (1, 2, 3)]
+    folders.append(make_run(tmp_path / "ecapa", "seen", encoder="ecapa", encoder_tasks=None))
+    text = markdown(folders)
+    assert re.sub("-+", "-", re.sub(" +", " ", text)) == """\
+| Dataset | Encoder | Method | Seeds | LEP | SLEP | Buffer | Full | Forgetting (full) | BWT (full) | Training, min |
+| - | - | - | -: | -: | -: | -: | -: | -: | -: | -: |
+| demo | cnn14 | supclr ssl 1 sup 0 | 3 | 82.7 ± 2.5 | 5.0 ± 0.0 | – | 94.0 ± 0.0 (2) | +2.0 ± 0.0 (2) | -1.5 ± 0.0 (2)\
+ | 1.7 ± 0.8 |
+| | | floor | | 62.0 | 60.0 | – | 60.0 | 0.0 | – | |
+| demo | cnn14 | a \\| b (offline) | 1 | 80.0 | – | – | – | – | – | – |
+| | | floor | | 60.0 | – | – | – | – | – | |
+| us8k | cnn14 | a \\| b | 1 | – | – | 100.0 | – | – | – | – |
+| | | floor | | – | – | 60.0 | – | – | – | |
+| demo | ecapa | supclr ssl 1 sup 0 | 1 | 80.0 | – | – | – | – | – | – |
+| | | floor | | 60.0 | – | – | – | – | – | |
 
+In percent: mean ± sample standard deviation over seeds, their number in brackets where a cell has fewer than its row;
+the row "floor" is the same evaluation of random weights.
+LEP, SLEP, Buffer and Full are the mean accuracy over tasks after the last task, with a classifier trained on all clips
+of the tasks seen (LEP), a few of each (SLEP), all of the last task and a few of the others (Buffer), all tasks (Full).
+Forgetting and BWT are given under Full only: under the others the classifier chooses among more classes at each task,
+so accuracies fall even for an encoder that forgets nothing.
+A method marked (offline) was trained on all classes at once: what the others, which learn task by task, could reach.
+Training is the wall-clock time of an encoder's training; peak memory the most that its process held, on a GPU the most
+that its tensors took there.
 
-def test_the_table_is_aligned(tmp_path):
-    folders = [make_run(tmp_path / method, "full", acc=acc, method=method) for method, acc in (("a", 0.05), ("bcd", 1))]
-    lines = markdown(folders).splitlines()[:6]
-    assert len({len(line) for line in lines}) == 1
-    assert len({tuple(k for k, sign in enumerate(line) if sign == "|") for line in lines}) == 1
-    assert [line.split("|")[3] for line in lines] == [
-        " Method ",
-        " ------ ",
-        " a      ",
-        " floor  ",
-        " bcd    ",
-        " floor  ",
-    ]
-    assert [line.split("|")[5] for line in lines] == ["  Full ", " ----: ", "   5.0 ", "  60.0 ", " 100.0 ", "  60.0 "]
+Seeds missing:
 
-
-def test_missing_seeds_are_counted_and_named(tmp_path):
-    folders = [make_run(tmp_path / f"lep{seed}", "seen", seed) for seed in (1, 2, 3)]
-    folders += [make_run(tmp_path / f"slep{seed}", "subset", seed) for seed in (1, 3)]
-    assert column_of(folders, "Seeds") == ["3", ""]
-    assert column_of(folders, "LEP") == ["80.0 ± 0.0", "60.0"]
-    assert column_of(folders, "SLEP") == ["80.0 ± 0.0 (2)", "60.0"]
-    assert [line for line in markdown(folders).splitlines() if "lacks" in line] == [
-        "- demo, cnn14, supclr ssl 1 sup 0: SLEP lacks seed 2"
-    ]
-    assert "missing" not in markdown(folders[:3])
+- demo, cnn14, supclr ssl 1 sup 0: Full lacks seed 2
+- demo, cnn14, supclr ssl 1 sup 0: Forgetting (full) lacks seed 2
+- demo, cnn14, supclr ssl 1 sup 0: BWT (full) lacks seed 2
+"""
+    rows = text.partition("\n\n")[0].splitlines()
+    assert len({tuple(bar.start() for bar in re.finditer(r" \| ", row)) for row in rows}) == 1  # aligned as plain text
+    header = markdown(folders[:3]).splitlines()[0]
+    assert header.split(" | ")[4:] == ["       LEP", "Training, min |"]  # nothing without a value
 
 
 def test_a_nan_or_null_metric_is_no_value(tmp_path):
@@ -150,8 +138,8 @@ def test_a_nan_or_null_metric_is_no_value(tmp_path):
     good = make_run(tmp_path / "good", "full", 3, acc=0.5, floor=0.25)
     assert "NaN" in (nan / "metrics.json").read_text() and "null" in (null / "metrics.json").read_text()
     cells = only_row([nan, null, good])
-    assert (cells["Full"]["values"], cells["Full"]["seeds"], cells["Full"]["floor"]) == ([0.5], [3], 0.25)
-    assert cells["BWT (full)"]["seeds"] == [1, 3]
+    assert (cells["Full"].values, cells["Full"].seeds, cells["Full"].floor) == ([0.5], [3], 0.25)
+    assert cells["BWT (full)"].seeds == [1, 3]
 
 
 def test_a_folder_given_twice_counts_once_but_a_seed_twice_is_refused(tmp_path):
@@ -163,31 +151,30 @@ def test_a_folder_given_twice_counts_once_but_a_seed_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "text", "message"),
     [
-        ("{", "is damaged"),
-        ("[1]", "is damaged"),
-        ("{}", "no key 'protocol'"),
-        ('{"protocol": "seen", "method": "m"}', "no key 'encoder'"),
-        (json.dumps(CONTENT | {"seed": "x"}), "was not written by linclf_train.py"),
-        (json.dumps(CONTENT | {"metrics": 0.5}), "was not written by linclf_train.py"),
-        (json.dumps(CONTENT | {"train_seconds": "long"}), "was not written by linclf_train.py"),
+        ("metrics", "{", "is damaged"),
+        ("metrics", "[1]", "is damaged"),
+        ("metrics", "{}", "no key 'protocol'"),
+        ("metrics", '{"protocol": "seen", "method": "m"}', "no key 'encoder'"),
+        ("metrics", json.dumps(CONTENT | {"seed": "x"}), "was not written by linclf_train.py"),
+        ("metrics", json.dumps(CONTENT | {"metrics": 0.5}), "was not written by linclf_train.py"),
+        ("metrics", json.dumps(CONTENT | {"train_seconds": "long"}), "was not written by linclf_train.py"),
+        ("metrics", json.dumps(CONTENT | {"classes_grow": "yes"}), "was not written by linclf_train.py"),
+        ("metrics", json.dumps(CONTENT | {"protocol": "lep"}), "'lep'; known are seen, subset, buffer, full"),
+        ("versions", "{", "is damaged"),
+        ("settings", "{", "is damaged"),
     ],
 )
-def test_a_broken_metrics_file_is_named(tmp_path, text, message):
-    (tmp_path / "metrics.json").write_text(text)
+def test_a_broken_file_is_named(tmp_path, name, text, message):
+    (make_run(tmp_path / "a", "seen") / f"{name}.json").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        load_run(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_an_unknown_protocol_lists_the_known(tmp_path):
-    with pytest.raises(InputError, match="'lep'; known are seen, subset, buffer, full"):
-        load_run(make_run(tmp_path / "a", "lep"))
+        load_run(tmp_path / "a")
+    assert str(tmp_path / "a" / f"{name}.json") in str(caught.value)
 
 
 def test_a_test_of_sup_train_is_refused(tmp_path):
-    """It is no evaluation of a frozen encoder, and stands in no column."""
+    """It is no evaluation of a frozen encoder, so the table has no column for it."""
     folder = make_run(tmp_path / "a", "sup")
     with pytest.raises(InputError, match=r"sup_train\.py's own test: give linclf_train\.py's run folders"):
         load_runs([folder])
@@ -196,7 +183,7 @@ def test_a_test_of_sup_train_is_refused(tmp_path):
 
 def test_csv_has_all_digits(tmp_path):
     folders = [make_run(tmp_path / str(s), "subset", s, acc=acc, **COST) for s, acc in ((1, 1 / 3), (2, 2 / 3))]
-    lines = list(csv.DictReader(to_csv(aggregate(load_runs(folders))).splitlines()))
+    lines = csv_lines(folders)
     assert [line["column"] for line in lines] == ["SLEP", "train_seconds", "peak_memory_bytes"]
     for line in lines:
         assert (line["n_seeds"], line["seeds"], line["offline"]) == ("2", "1 2", "0")
@@ -208,9 +195,7 @@ def test_csv_has_all_digits(tmp_path):
     assert float(memory["mean"]) == 1.5e9
 
 
-# What a training cost
-
-COST = {"train_seconds": 90.0, "peak_memory_bytes": 1_500_000_000}
+# The cost of a training
 
 
 def test_the_cost_of_an_encoder_counts_once_however_often_it_was_judged(tmp_path):
@@ -219,50 +204,29 @@ def test_the_cost_of_an_encoder_counts_once_however_often_it_was_judged(tmp_path
     folders.append(make_run(tmp_path / "old", "subset", 1))
     folders += [make_run(tmp_path / str(s), "seen", s, train_seconds=t) for s, t in ((2, 90), (3, 150))]
     cell = only_row(folders)["train_seconds"]
-    assert cell["values"] == [60, 90, 150] and cell["seeds"] == [1, 2, 3]
-    assert (cell["mean"], cell["std"]) == (100, pytest.approx(statistics.stdev([60, 90, 150])))
+    assert cell.values == [60, 90, 150] and cell.seeds == [1, 2, 3]
+    assert (cell.mean, cell.std) == (100, pytest.approx(statistics.stdev([60, 90, 150])))
     assert column_of(folders, "Training, min") == ["1.7 ± 0.8", ""]
     assert "Peak memory" not in markdown(folders)  # nobody knows it
 
 
 @pytest.mark.parametrize(
-    ("seconds", "title", "texts"),
+    ("key", "costs", "title", "texts"),
     [
-        ((0.25, 5000), "Training, s", ["0.2", "5000.0"]),
-        ((59.9, 7200), "Training, s", ["59.9", "7200.0"]),
-        ((60, 7200), "Training, min", ["1.0", "120.0"]),
-        ((5400, 36000), "Training, h", ["1.5", "10.0"]),
+        ("train_seconds", (0.25, 5000), "Training, s", ["0.2", "5000.0"]),
+        ("train_seconds", (59.9, 7200), "Training, s", ["59.9", "7200.0"]),
+        ("train_seconds", (60, 7200), "Training, min", ["1.0", "120.0"]),
+        ("train_seconds", (5400, 36000), "Training, h", ["1.5", "10.0"]),
+        ("peak_memory_bytes", (1_234_000_000, 2 * 10**9), "Peak memory, GB", ["1.23", "2.00"]),
+        ("peak_memory_bytes", (1_234_000_000, 420_600_000), "Peak memory, MB", ["1234", "421"]),
     ],
 )
-def test_one_unit_for_all_and_none_below_one(tmp_path, seconds, title, texts):
-    folders = [make_run(tmp_path / str(s), "seen", method=str(s), train_seconds=s) for s in seconds]
+def test_one_unit_for_all_and_none_below_one(tmp_path, key, costs, title, texts):
+    folders = [make_run(tmp_path / str(cost), "seen", method=str(cost), **{key: cost}) for cost in costs]
     assert column_of(folders, title)[::2] == texts
 
 
-def test_memory_has_its_units_too(tmp_path):
-    folders = [
-        make_run(tmp_path / str(b), "seen", method=str(b), peak_memory_bytes=b) for b in (1_234_000_000, 2 * 10**9)
-    ]
-    assert column_of(folders, "Peak memory, GB")[::2] == ["1.23", "2.00"]
-    folders.append(make_run(tmp_path / "small", "seen", method="small", peak_memory_bytes=420_600_000))
-    assert column_of(folders, "Peak memory, MB")[::2] == ["1234", "2000", "421"]
-
-
 # Offline training, the ceiling
-
-
-def test_offline_methods_are_marked_and_stand_last_of_their_encoder(tmp_path):
-    kinds = [("cnn14", "a", 1), ("cnn14", "b", 5), ("ecapa", "a", 5), ("cnn14", "c", None)]
-    folders = [
-        make_run(tmp_path / f"{encoder}{method}", "seen", encoder=encoder, method=method, encoder_tasks=tasks)
-        for encoder, method, tasks in kinds
-    ]
-    assert column_of(folders, "Method")[::2] == ["b", "c", "a (offline)", "a"]
-    assert column_of(folders, "Encoder")[::2] == ["cnn14", "cnn14", "cnn14", "ecapa"]
-    groups = aggregate(load_runs(folders))
-    lines = list(csv.DictReader(to_csv(groups).splitlines()))
-    assert [(line["method"], line["offline"]) for line in lines] == [("b", "0"), ("c", "0"), ("a", "1"), ("a", "0")]
-    assert "all classes at once" in to_markdown(groups)
 
 
 @pytest.mark.parametrize("other", [{"dataset": "us8k", "encoder_tasks": 5}, {"method": "other", "encoder_tasks": 1}])
@@ -272,10 +236,19 @@ def test_where_nothing_learns_task_by_task_there_is_no_ceiling(tmp_path, other):
 
 
 def test_a_method_and_its_offline_training_are_two_rows(tmp_path):
-    """Under one name, of one seed: no mean is taken over the two."""
-    folders = [make_run(tmp_path / str(n), "full", acc=n / 10, encoder_tasks=n, method="sup") for n in (5, 1)]
+    """Under one name, of one seed: no mean is taken over the two. The figure has the table's numbers."""
+    folders = [make_run(tmp_path / str(n), "full", acc=n / 10, encoder_tasks=n, method="sup", **COST) for n in (5, 1)]
     assert column_of(folders, "Method")[::2] == ["sup", "sup (offline)"]
     assert column_of(folders, "Full")[::2] == ["50.0", "10.0"]
+    assert [line["offline"] for line in csv_lines(folders)] == ["0"] * 5 + ["1"] * 5
+    panels, ceilings = report_panels(aggregate(load_runs(folders)))
+    assert panels.keys() == {"demo, cnn14"} and ceilings == {"sup (offline)"}
+    floors = {"Full, %": 60, "Forgetting (full), %": 0, "BWT (full), %": NAN, "Training, min": NAN,
+              "Peak memory, GB": NAN}  # fmt: skip
+    for method, acc in (("sup", 50), ("sup (offline)", 10)):
+        cells = panels["demo, cnn14"][method]
+        assert {name: floor for name, (_, floor) in cells.items()} == pytest.approx(floors, nan_ok=True)
+        assert [value for (value,), _ in cells.values()] == pytest.approx([acc, 2.0, -1.5, 1.5, 1.5])
     with pytest.raises(InputError, match="both full, sup"):
         load_runs([*folders, make_run(tmp_path / "again", "full", encoder_tasks=1, method="sup")])
 
@@ -290,45 +263,30 @@ def describe(folder, versions, settings):
 
 
 def test_what_else_differs_is_said_in_a_line_each(tmp_path):
-    same = {"torch": "2.13.0", "machine": "Linux"}
-    runs = [("a", "c1", "fp32", "GPU", 30), ("b", "c2", "fp32", "GPU", 30), ("c", "c2", "bf16", "cpu", 60)]
-    folders = [
-        describe(
-            make_run(tmp_path / name, "seen", method=name, train_device=device),
-            same | {"commit": commit, "command": [name]},
-            {"precision": precision, "number_of_epochs": str(epochs), "experiment_name": name, "seed": "1"},
-        )
-        for name, commit, precision, device, epochs in runs
-    ]
-    assert differences(load_runs(folders)) == [
-        "commit: c1 in a; c2 in 2 runs such as b",
-        "precision: fp32 in 2 runs such as a; bf16 in c",
-        "train_device: GPU in 2 runs such as a; cpu in c",
-        "number_of_epochs (demo seen): 30 in 2 runs such as a; 60 in c",
-    ]
-    assert differences(load_runs(folders[:1])) == []
-
-
-def test_other_data_threads_and_settings_are_said(tmp_path):
     """Data are compared within a data set, an evaluation's settings within a protocol and an encoder; names and places
     of runs are no difference."""
-    runs = [("a", "demo", "cnn14", 1, "stored 1", "80"), ("b", "demo", "cnn14", 2, "stored 2", "64"),
-            ("c", "us8k", "cnn14", 2, "stored 3", "80"), ("d", "demo", "ecapa", 2, "stored 2", "40")]  # fmt: skip
+    runs = [
+        ("a", "demo", "cnn14", 1, "data 1", "fp32", "80"), ("b", "demo", "cnn14", 2, "data 2", "fp32", "64"),
+        ("c", "us8k", "cnn14", 2, "data 3", "fp32", "80"), ("d", "demo", "ecapa", 2, "data 2", "bf16", "40"),
+    ]  # fmt: skip
     folders = [
         describe(
             make_run(tmp_path / name, "seen", method=name, dataset=dataset, encoder=encoder, train_threads=threads),
-            {"device": f"CPU {threads}", "threads": threads, "data": data, "command": [name]},
-            {"n_mels": mels, "experiment_name": name, "ssl_checkpoints_dir": name, "data_folder": name},
+            {"machine": "Linux", "threads": threads, "data": data, "command": [name]},
+            {"n_mels": mels, "precision": precision, "lr": str(threads), "seed": name}
+            | dict.fromkeys(("experiment_name", "ssl_checkpoints_dir", "data_folder"), name),
         )
-        for name, dataset, encoder, threads, data, mels in runs
+        for name, dataset, encoder, threads, data, precision, mels in runs
     ]
     assert differences(load_runs(folders)) == [
-        "device: CPU 1 in a; CPU 2 in 3 runs such as b",
         "threads: 1 in a; 2 in 3 runs such as b",
+        "precision: fp32 in 3 runs such as a; bf16 in d",
         "train_threads: 1 in a; 2 in 3 runs such as b",
-        "data (demo): stored 1 in a; stored 2 in 2 runs such as b",
+        "data (demo): data 1 in a; data 2 in 2 runs such as b",
+        "lr (demo seen): 1 in a; 2 in 2 runs such as b",
         "n_mels (demo seen, cnn14): 80 in a; 64 in b",
     ]
+    assert differences(load_runs(folders[:1])) == []
 
 
 def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(tmp_path):
@@ -337,14 +295,7 @@ def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(
     assert differences(load_runs([seen, subset, make_run(tmp_path / "old", "full")])) == []
 
 
-@pytest.mark.parametrize("name", ["versions", "settings"])
-def test_a_damaged_file_beside_the_metrics_is_named(tmp_path, name):
-    (make_run(tmp_path / "a", "seen") / f"{name}.json").write_text("{")
-    with pytest.raises(InputError, match=rf"{name}\.json is damaged"):
-        load_run(tmp_path / "a")
-
-
-# Summary
+# Summary and command line
 
 
 def test_summary_shows_tables_metrics_floors_and_figures(tmp_path):
@@ -352,31 +303,27 @@ def test_summary_shows_tables_metrics_floors_and_figures(tmp_path):
     (seen / "accuracy_table.png").touch()
     lines = summarise([full, seen]).splitlines()
     assert lines[0] == "demo, cnn14, supclr ssl 1 sup 0, seed 1"
-    start = next(k for k, line in enumerate(lines) if line.startswith("LEP (seen)"))
+    start = lines.index("LEP (seen): accuracy in %, rows = encoders, columns = test tasks")
     assert start < next(k for k, line in enumerate(lines) if line.startswith("Full: accuracy"))
-    assert lines[start + 1 : start + 5] == [
+    assert lines[start + 1 : start + 6] == [
         "  after    task0   task1",
         "  task 0    90.0",
         "  task 1    70.0    90.0",
         "  ACC 81.2 (floor 60.0)   forgetting +2.0 (floor 0.0)   BWT -1.5 (floor –)",
+        f"  figures in {seen}: accuracy_table.png",
     ]
-    assert "accuracy_table.png" in lines[start + 5] and str(seen) in lines[start + 5]
-    assert "forgets nothing" in lines[-1] + lines[-2]
+    assert lines[-2:] == [
+        "Under seen, subset and buffer the classifier chooses among more classes at each task: accuracies fall, and",
+        "forgetting rises, even for an encoder that forgets nothing. Full is free of that.",
+    ]
     assert "forgets nothing" not in summarise([full])
 
 
-# Command line
-
-
-def run_cli(*arguments, folder=ROOT):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "utils.report", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_cli_prints_and_writes_the_report(tmp_path):
+def test_command_prints_and_writes_the_report(tmp_path):
     folders = [describe(make_run(tmp_path / str(n), "seen", n), {"torch": f"2.{n}"}, {}) for n in (1, 2)]
-    done = run_cli(*folders, "--output", tmp_path / "report")
+    command = [sys.executable, "-m", "utils.report", *map(str, folders), f"--output={tmp_path / 'report'}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "report" / "report.md").read_text()
     assert "80.0 ± 0.0" in done.stdout and "- torch: 2.1 in 1; 2.2 in 2" in done.stdout
@@ -384,71 +331,124 @@ def test_cli_prints_and_writes_the_report(tmp_path):
     assert_picture(tmp_path / "report" / "report.png", least=300)
 
 
-def test_cli_refuses_a_folder_that_is_no_run_in_one_line(tmp_path):
-    good = make_run(tmp_path / "good", "seen")
-    done = run_cli(good, tmp_path / "nothing", "--output", tmp_path / "report")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and "No metrics.json in" in done.stderr and "nothing" in done.stderr
-    assert not (tmp_path / "report").exists()
-
-
-def test_main_summary_and_its_errors(tmp_path, capsys):
-    run = make_run(tmp_path / "a", "full")
+def test_command_summarises_and_refuses_in_one_line(tmp_path, capsys):
+    run, out = make_run(tmp_path / "a", "full"), tmp_path / "report"
     assert main(["--summary", str(run)]) == 0
     assert "ACC 80.0 (floor 60.0)" in capsys.readouterr().out
     (run / "accuracy_table.csv").unlink()
-    assert main(["--summary", str(run)]) == 2
-    assert "No accuracy table" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main([str(run), "--output", str(tmp_path / "file")]) == 2
-    assert "can't write the report" in capsys.readouterr().err
+    for arguments, message in (
+        (["--summary", run], "No accuracy table"),
+        ([run, "--output", tmp_path / "file"], "can't write the report"),
+        ([run, tmp_path / "nothing", "--output", out], f"No metrics.json in {tmp_path / 'nothing'}"),
+    ):
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1) and message in said.err
+    assert not out.exists()
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
 
 
+# A protocol that a user adds
+
+
+def judge(folder, name, correct, **changes):
+    """What linclf_train.py leaves after it judged three encoders under a protocol.
+
+    There is a class a task, with 10 test clips each. `correct` has, by encoder and class, how many were recognised; the
+    others were taken for the next class. Random weights get 4 right.
+    """
+    rows = pd.DataFrame({"label": [0, 1, 2], "task": [0, 1, 2], "class_name": ["dog", "cat", "owl"]})
+    data = Data(rows, ["dog", "cat", "owl"], None, [[0], [1], [2]], "Pets")
+    trained, floor = (
+        [{"confusion": np.diag(row) + np.roll(np.diag(10 - row), 1, axis=1), "seconds": seconds} for row in table]
+        for table, seconds in ((correct, 1), (np.full((1, 3), 4), 2))
+    )
+    results = {"trained": trained, "floor": 3 * floor, "n_embedded": 90}
+    hparams = {"output_folder": str(folder), "linclf_train_type": name, "encoder": "cnn14", "seed": 7, "method": "m"}
+    settings = {"dataset": "pets", "task_classes": "[[0], [1], [2]]"}
+    folders = [str(folder / "save" / f"task{t}") for t in range(3)]
+    save_results(results, hparams, data, settings, settings, folders, **changes)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+TABLE = np.array([[9, 5, 4], [6, 8, 5], [5, 7, 10]])
+
+
+@pytest.mark.parametrize("classes_grow", [False, True])
+def test_a_protocol_needs_nothing_but_its_entry(tmp_path, monkeypatch, capsys, classes_grow):
+    """Metrics, tables, figures and report know it: where classes don't grow there is forward transfer, the curve is of
+    all tasks, forgetting has a column, and no caption excuses a fall."""
+    rows = seen if classes_grow else full
+    mine = Protocol("Mine", rows, rows, PROTOCOLS["full"].test_tasks, True, classes_grow, "mine alone")
+    monkeypatch.setitem(PROTOCOLS, "mine", mine)
+    run = tmp_path / "mine"
+    record = judge(run, "mine", TABLE)
+    assert (record["protocol"], record["protocol_title"], record["classes_grow"]) == ("mine", "Mine", classes_grow)
+    assert record["metrics"]["acc"] == pytest.approx(2.2 / 3) and record["seconds"] == 3 + 2
+    assert record["metrics"]["fwt"] == pytest.approx(NAN if classes_grow else 0.1, nan_ok=True)
+    assert np.allclose(read_table(run / "accuracy_table.csv")[0], TABLE / 10)
+    report = tmp_path / "report"
+    assert main([str(run), str(make_run(tmp_path / "lep", "seen")), f"--output={report}"]) == 0
+    text = capsys.readouterr().out
+    assert "(Buffer), all tasks (Full), mine alone (Mine)." in " ".join(text.split())
+    assert ("given under Full and Mine only" in text) != classes_grow
+    columns = [line["column"] for line in csv_lines([run])]
+    assert columns == ["Mine"] + ([] if classes_grow else ["Forgetting (mine)", "BWT (mine)"])
+    assert_picture(report / "report.png", least=300)
+    assert ("buffer and mine the classifier" in summarise([run])) == classes_grow
+    drawn = [tmp_path / name for name in ("table.png", "curve.png")]
+    mean = TABLE.mean(axis=1) / 10 if not classes_grow else [0.9, 0.7, 2.2 / 3]
+    plot_accuracy_table(TABLE / 10, drawn[0], ["dog", "cat", "owl"], "m on Pets, Mine", classes_grow)
+    plot_accuracy_over_tasks(mean, [0.4] * 3, drawn[1], [1 / 3] * 3, "m on Pets, Mine", classes_grow)
+    for name, expected in zip(("accuracy_table.png", "accuracy_over_tasks.png"), drawn, strict=True):
+        assert np.array_equal(pixels(run / name), pixels(expected))
+
+
+def test_someone_elses_protocol_is_reported_from_what_its_run_records(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        for name, title in (("copied", "LEP"), ("mine", "Mine")):
+            patch.setitem(PROTOCOLS, name, Protocol(title, full, full, PROTOCOLS["full"].test_tasks, False, False))
+            judge(tmp_path / name, name, TABLE)
+    folders = [tmp_path / "copied", tmp_path / "mine", make_run(tmp_path / "lep", "seen", method="m")]
+    assert [column for column in markdown_rows(markdown(folders))[0] if "mine" in column or "LEP" in column] == [
+        "LEP (seen)", "LEP (copied)", "Forgetting (mine)", "BWT (mine)",
+    ]  # fmt: skip
+    assert "given under Full, copied and mine only" in " ".join(markdown(folders).split())
+    assert "Mine: accuracy in %" in summarise(folders) and "LEP (copied): accuracy" in summarise(folders)
+
+
+def test_the_encoder_is_called_what_the_caller_says(tmp_path):
+    assert judge(tmp_path / "a", "seen", TABLE)["encoder"] == "cnn14"
+    assert judge(tmp_path / "b", "seen", TABLE, encoder_name="PANN, 3 blocks")["encoder"] == "PANN, 3 blocks"
+    assert column_of([tmp_path / "a", tmp_path / "b"], "Encoder")[::2] == ["cnn14", "PANN, 3 blocks"]
+
+
 # Figures
-
-
-def png_size(path):
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return struct.unpack(">II", head[16:24])
-
-
-def pixels(path):
-    from matplotlib.image import imread
-
-    return imread(path)[..., :3]  # [height, width, RGB], 0 to 1
-
-
-def assert_picture(path, least=400):
-    width, height = png_size(path)
-    assert width >= least and height >= least
-    assert path.stat().st_size > 5000
-    green = (255 * pixels(path)[..., 1]).astype(np.uint8)
-    assert np.count_nonzero(np.bincount(green.ravel())) > 20
 
 
 def test_heat_map_leaves_what_was_not_evaluated_blank(tmp_path):
     table = np.where(np.tri(4, dtype=bool), 0.0, NAN)  # evaluated = the dark end of the scale
-    path = figures.plot_accuracy_table(table, tmp_path / "t.png", protocol="seen")
+    path = plot_accuracy_table(table, tmp_path / "t.png", classes_grow=True)
     assert_picture(path)
-    dark = (pixels(path).mean(axis=2) < 0.3).mean()
-    whole = figures.plot_accuracy_table(np.zeros((4, 4)), tmp_path / "w.png", protocol="seen")
-    ratio = dark / (pixels(whole).mean(axis=2) < 0.3).mean()
-    assert 0.55 < ratio < 0.75  # 10 of 16 cells
+    whole = plot_accuracy_table(np.zeros((4, 4)), tmp_path / "w.png", classes_grow=True)
+    dark, all_dark = ((pixels(p).mean(axis=2) < 0.3).mean() for p in (path, whole))
+    assert 0.55 < dark / all_dark < 0.75  # 10 of 16 cells
+    # The caption takes its room from the cells.
+    bare = plot_accuracy_table(table, tmp_path / "b.png", classes_grow=False)
+    assert (pixels(bare).mean(axis=2) < 0.3).mean() > 1.05 * dark
 
 
 @pytest.mark.parametrize(("n_tasks", "chance"), [(1, 0.1), (5, [1 / 2, 1 / 4, 1 / 6, 1 / 8, 1 / 10])])
 def test_curve_with_floor_and_chance(tmp_path, n_tasks, chance):
     curve, floor = np.linspace(0.9, 0.7, n_tasks), np.linspace(0.8, 0.5, n_tasks)
-    path = figures.plot_accuracy_over_tasks(curve, floor, tmp_path / "o.png", chance=chance, protocol="seen")
-    assert_picture(path)
-    bare = figures.plot_accuracy_over_tasks(curve, None, tmp_path / "b.png")
-    assert_picture(bare)
-    orange = np.array([0xD5, 0x5E, 0x00]) / 255  # the floor's colour
-    assert [(abs(pixels(p) - orange).max(axis=2) < 0.02).sum() > 20 for p in (path, bare)] == [True, False]
+    path = plot_accuracy_over_tasks(curve, floor, tmp_path / "o.png", chance=chance, classes_grow=True)
+    bare = plot_accuracy_over_tasks(curve, None, tmp_path / "b.png")
+    for picture in (path, bare):
+        assert_picture(picture)
+    assert [has_colour(p, COLOURS[1]).sum() > 20 for p in (path, bare)] == [True, False]  # the floor's
 
 
 @pytest.mark.parametrize("n_classes", [2, 10, 308])
@@ -456,7 +456,7 @@ def test_confusion_of_any_size(tmp_path, n_classes):
     confusion = np.eye(n_classes, dtype=int) * 7
     confusion[0] = 0
     names = [f"a rather long class name {k}" for k in range(n_classes)]
-    path = figures.plot_confusion(confusion, names, tmp_path / "c.png")
+    path = plot_confusion(confusion, names, tmp_path / "c.png")
     assert_picture(path)
     assert max(png_size(path)) < 2500
 
@@ -464,29 +464,17 @@ def test_confusion_of_any_size(tmp_path, n_classes):
 def test_training_curve_takes_a_file_or_a_table(tmp_path):
     rows = [(task, epoch, 5 / epoch, 0.01 / epoch) for task in (0, 1, 2) for epoch in (1, 2, 3, 4)]
     log = pd.DataFrame(rows, columns=["task", "epoch", "loss", "lr"])
-    assert_picture(figures.plot_training(log, tmp_path / "table.png"))
-    # A run that died in task 1 and went on: rows come twice, and the later one counts.
-    died = log[log.task < 2].assign(loss=99.0)
-    pd.concat([died, log]).to_csv(tmp_path / "log.csv", index=False)
-    figures.plot_training(tmp_path / "log.csv", tmp_path / "file.png")
+    assert_picture(plot_training(log, tmp_path / "table.png"))
+    # A run that crashed in task 1 and went on: its epochs are logged twice, and the later rows count.
+    crashed = log[log.task < 2].assign(loss=99.0)
+    pd.concat([crashed, log]).to_csv(tmp_path / "log.csv", index=False)
+    plot_training(tmp_path / "log.csv", tmp_path / "file.png")
     assert (tmp_path / "file.png").read_bytes() == (tmp_path / "table.png").read_bytes()
-    assert_picture(figures.plot_training(log.drop(columns="lr").assign(valid_loss=1.0), tmp_path / "valid.png"))
-    with pytest.raises(ValueError, match="column loss"):
-        figures.plot_training(log.drop(columns="loss"), tmp_path / "none.png")
-    with pytest.raises(ValueError, match="no row"):
-        figures.plot_training(log[:0], tmp_path / "none.png")
+    assert_picture(plot_training(log.drop(columns="lr").assign(valid_loss=1.0), tmp_path / "valid.png"))
+    for bad, message in ((log.drop(columns="loss"), "column loss"), (log[:0], "no row")):
+        with pytest.raises(ValueError, match=message):
+            plot_training(bad, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-
-
-def colour_of(name):
-    """An RGB triple of 0 to 1."""
-    style = getattr(figures, name)
-    return np.array([int(style["color"][k : k + 2], 16) for k in (1, 3, 5)]) / 255
-
-
-def columns_with(path, colour, share):
-    """The pixel columns that have the colour in at least that share of the picture's height."""
-    return np.flatnonzero((abs(pixels(path) - colour).max(axis=2) < 0.02).mean(axis=0) >= share)
 
 
 def test_report_figure_grows_with_its_panels(tmp_path):
@@ -494,64 +482,40 @@ def test_report_figure_grows_with_its_panels(tmp_path):
         "a": {"LEP, %": ([80, 90], 50), "Full, %": ([70], NAN)},
         "b": {"LEP, %": ([], 40), "Training, s": ([3], NAN)},
     }
-    one = figures.plot_report({"demo": panel}, tmp_path / "1.png")
-    three = figures.plot_report({"demo": panel, "us8k": panel, "esc10": panel}, tmp_path / "3.png")
+    one = plot_report({"demo": panel}, tmp_path / "1.png")
+    three = plot_report({"demo": panel, "us8k": panel, "esc10": panel}, tmp_path / "3.png")
     assert_picture(one, least=300)
     assert png_size(three)[0] == png_size(one)[0] and png_size(three)[1] > 1.5 * png_size(one)[1]
 
 
 def test_report_figure_has_floor_and_ceiling_lines(tmp_path):
-    """Accuracies of 60 and 90 with floors of 50: two lines, one left of the other, and none where there is no such
-    thing."""
+    """Accuracies of 60 and 90 with floors of 50: two lines, one left of the other; none without floor or ceiling."""
     panel = {"sup": {"LEP, %": ([60, 61], 50)}, "offline": {"LEP, %": ([90, 91], 50)}}
-    both = figures.plot_report({"demo": panel}, tmp_path / "both.png", ceilings={"offline"})
-    no_ceiling = figures.plot_report({"demo": panel}, tmp_path / "floor.png")
-    floorless = {method: {"Training, s": cells["LEP, %"][:1] + (NAN,)} for method, cells in panel.items()}
-    amounts = figures.plot_report({"demo": floorless}, tmp_path / "amounts.png", ceilings={"offline"})
-    lines = {
-        path.stem: [columns_with(path, colour_of(name), 0.15) for name in ("_FLOOR", "_CEILING")]
-        for path in (both, no_ceiling, amounts)
-    }
-    floor, ceiling = lines["both"]
-    assert len(floor) and len(ceiling) and floor.max() < ceiling.min()
-    assert len(lines["floor"][0]) and not len(lines["floor"][1])
-    assert not len(lines["amounts"][0]) and not len(lines["amounts"][1])
+    amounts = {method: {"Training, s": (cells["LEP, %"][0], NAN)} for method, cells in panel.items()}
+    lines = []
+    for panels, ceilings in ((panel, {"offline"}), (panel, ()), (amounts, {"offline"})):
+        path = plot_report({"demo": panels}, tmp_path / "report.png", ceilings=ceilings)
+        heights = [has_colour(path, line["color"]).mean(axis=0) for line in (FLOOR, CEILING)]  # by column of pixels
+        lines.append([np.flatnonzero(height >= 0.15) for height in heights])
+    assert [[len(columns) > 0 for columns in found] for found in lines] == [[True, True], [True, False], [False, False]]
+    floor, ceiling = lines[0]
+    assert floor.max() < ceiling.min()
 
 
 def test_report_figure_shows_every_seed_of_every_panel(tmp_path):
     """Panels share their axis, whichever has the larger numbers."""
     small, large = ({"a": {"Training, s": ([size], NAN)}} for size in (1, 10))
     marks = [
-        (abs(pixels(figures.plot_report(panels, tmp_path / "p.png")) - colour_of("_METHOD")).max(axis=2) < 0.02).sum()
+        has_colour(plot_report(panels, tmp_path / "p.png"), METHOD["color"]).sum()
         for panels in ({"x": small, "y": large}, {"x": large, "y": small}, {"x": large})
     ]
     assert marks[0] == pytest.approx(marks[1], rel=0.05) and marks[0] > 1.2 * marks[2]
 
 
-def test_write_report_draws_what_the_table_says(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(figures, "plot_report", lambda panels, path, ceilings: drawn.update(panels, ceilings=ceilings))
-    folders = [make_run(tmp_path / str(n), "full", acc=n / 10, method="sup", encoder_tasks=n, **COST) for n in (5, 1)]
-    write_report(aggregate(load_runs(folders)), tmp_path / "report")
-    assert drawn.pop("ceilings") == {"sup (offline)"}
-    shown = {
-        "Full, %": 60,
-        "Forgetting (full), %": 0,
-        "BWT (full), %": NAN,
-        "Training, min": NAN,
-        "Peak memory, GB": NAN,
-    }
-    for method, acc in (("sup", 50), ("sup (offline)", 10)):
-        values = {name: cell[0] for name, cell in drawn["demo, cnn14"][method].items()}
-        floors = {name: cell[1] for name, cell in drawn["demo, cnn14"][method].items()}
-        assert floors == pytest.approx(shown, nan_ok=True)
-        assert [v for (v,) in values.values()] == pytest.approx([acc, 2.0, -1.5, 1.5, 1.5])
-
-
 def test_figures_leave_no_pyplot_behind(tmp_path):
     code = f"""
 import sys
-from utils.results.figures import plot_accuracy_table
+from utils.results.figures.evaluation import plot_accuracy_table
 assert "matplotlib" not in sys.modules
 plot_accuracy_table([[0.5]], {str(tmp_path / "t.png")!r})
 assert "matplotlib.pyplot" not in sys.modules

@@ -1,1 +1,1 @@
-"""What embeddings look like: maps in the plane, drift, similarity of encoders."""
+"""Analysis of what the task-wise encoders make of the same clips: maps of their embeddings, drift, likeness."""

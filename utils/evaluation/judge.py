@@ -62,8 +62,10 @@ class Evaluation:
         hparams, data = run.hparams, run.data
         self.probe = get_probe(hparams)
         self.protocol = get_protocol(hparams["linclf_train_type"])
-        # Whether each encoder is tested on all tasks from the first on: then nothing depends on its place in the order.
-        self.every_task = list(self.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
+        # Whether every encoder's classifier is trained and tested on all tasks: nothing then depends on the encoder's
+        # place in the order.
+        all_tested = list(self.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
+        self.every_task = all_tested and not self.protocol.classes_grow
         self.splits = {name: data.split(name) for name in ("train", "valid", "test")}
         if run.options.debug:
             most = run.options.debug_batches * hparams["batch_size"]

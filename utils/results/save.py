@@ -1,17 +1,16 @@
 """What an evaluation leaves in its run folder: tables, metrics, figures, and a summary on the terminal."""
 
-import dataclasses
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from datasets.selection import PROTOCOLS
 from utils.io.files import read_json, write_atomically
-from utils.report import summarise
-from utils.results import figures
+from utils.results.figures.evaluation import plot_accuracy_over_tasks, plot_accuracy_table, plot_confusion
 from utils.results.metrics import (
     accuracy_table,
     continual_metrics,
@@ -20,23 +19,23 @@ from utils.results.metrics import (
     per_class_accuracy,
     write_table,
 )
+from utils.results.protocols import OWN_TEST, find_protocol
+from utils.results.summary import summarise
 from utils.run.costs import read_costs
+from utils.run.experiment import Run
 from utils.run.processes import main_only
 
 logger = logging.getLogger(__name__)
 
-# sup_train.py's test of its own classifier is of the tasks so far too.
-TESTS = {**PROTOCOLS, "sup": dataclasses.replace(PROTOCOLS["seen"], name="its own classifier")}
-
 
 @main_only
-def save_results(results, run, trained, encoders):
+def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Sequence[str]):
     """Write everything that `linclf_train.py` promises, and `sup_train.py` for its own test; print the summary.
 
     Parameters
     ----------
     results : dict
-        As `utils.evaluation.probe.evaluate_encoders` or `utils.evaluation.own_test.TaskTests.results` returns it.
+        As `utils.evaluation.judge.evaluate_encoders` or `utils.evaluation.own_test.TaskTests.results` returns it.
     run : utils.run.experiment.Run
     trained : dict of str to str
         Settings of the encoder's run.
@@ -44,30 +43,31 @@ def save_results(results, run, trained, encoders):
         The encoders' task folders, in order.
     """
     hparams, data, settings = run.hparams, run.data, run.settings
-    folder, kind = run.folder, hparams.get("linclf_train_type", "sup")
-    protocol = TESTS[kind]
+    folder, kind = run.folder, hparams.get("linclf_train_type", OWN_TEST)
+    protocol = find_protocol(kind)
     task_of_class = np.full(len(data.classes), -1)
     task_of_class[data.rows["label"]] = data.rows["task"]
     tasks = [list(protocol.test_tasks(t, data.n_tasks)) for t in range(len(results["trained"]))]
     confusions = {name: [np.array(r["confusion"]) for r in results[name]] for name in ("trained", "floor")}
     tables = {name: accuracy_table(c, task_of_class, tasks) for name, c in confusions.items()}
-    # Only on the stream that it was trained on does row t of the table follow task t.
+    # Row t of the table follows task t only on the stream of tasks that the encoder was trained on.
     same = all(trained.get(key) == settings[key] for key in ("dataset", "task_classes"))
-    metrics = {name: _metrics(tables[name], confusions[name][-1], tables["floor"], kind, same) for name in tables}
-    names = data.task_names()
+    floor = None if protocol.classes_grow else tables["floor"][-1]  # what forward transfer compares with
     for name, file in (("trained", "accuracy_table.csv"), ("floor", "floor_table.csv")):
-        write_table(os.path.join(folder, file), tables[name], names)
+        write_table(os.path.join(folder, file), tables[name], data.task_names())
     record = {
         "protocol": kind,
+        "protocol_title": protocol.title,
+        "classes_grow": protocol.classes_grow,
         "method": hparams.get("method") or trained.get("experiment_name", "encoder"),
-        "encoder": hparams["encoder"],
+        "encoder": encoder_key(hparams),
         "dataset": data.source,
         "seed": int(trained.get("seed", hparams["seed"])),
-        "metrics": metrics["trained"],
-        "floor": metrics["floor"],
+        "metrics": _metrics(tables["trained"], confusions["trained"][-1], floor, same),
+        "floor": _metrics(tables["floor"], confusions["floor"][-1], floor, same),
         "clips_embedded": results["n_embedded"],
         **_training(encoders, trained),
-        "seconds": sum(r["seconds"] for r in results["trained"] + results["floor"][: 1 if kind == "full" else None]),
+        "seconds": _seconds(results),
     }
     write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
     _save_confusion(folder, confusions, data.classes)
@@ -75,8 +75,23 @@ def save_results(results, run, trained, encoders):
     logger.info("\n%s", summarise([folder]))
 
 
+def encoder_key(hparams: dict) -> str:
+    """Name the encoder by the YAML's key `encoder`, which is wrong where `embedding_model` was edited in the YAML."""
+    return hparams["encoder"]
+
+
+def _metrics(table, last_confusion, floor, same):
+    return {**continual_metrics(table, floor, aligned=same), "micro_accuracy": micro_accuracy(last_confusion)}
+
+
+def _seconds(results):
+    """Add up what judging took; a floor that is the same after every task was judged once."""
+    judged = {id(result): result for name in ("trained", "floor") for result in results[name]}
+    return sum(result["seconds"] for result in judged.values())
+
+
 def _training(encoders, trained):
-    """How the encoders were trained: on how many tasks, at what cost and on what. None: their run doesn't say."""
+    """Say how the encoders were trained: on how many tasks, at what cost, on what; None where their run doesn't say."""
     save = Path(encoders[0]).absolute().parent
     costs, versions, file = read_costs(save.parent) or {}, {}, save.parent / "versions.json"
     if file.is_file():
@@ -94,16 +109,8 @@ def _training(encoders, trained):
     }
 
 
-def _metrics(table, last_confusion, floor_table, kind, same):
-    """All metrics of one table; forward transfer compares with the random encoder, under "full" only."""
-    floor = floor_table[-1] if kind == "full" else None
-    return {**continual_metrics(table, floor, aligned=same), "micro_accuracy": micro_accuracy(last_confusion)}
-
-
 def _save_confusion(folder, confusions, classes):
-    """The last encoder's confusion matrix and accuracy by class, the floor's beside it."""
-    import pandas as pd
-
+    """Write the last encoder's confusion matrix, and its accuracy by class beside the floor's."""
     matrix = pd.DataFrame(confusions["trained"][-1], index=classes, columns=classes)
     write_atomically(os.path.join(folder, "confusion_matrix.csv"), matrix.to_csv(index_label="true class"))
     by_class = pd.DataFrame(
@@ -118,21 +125,19 @@ def _save_confusion(folder, confusions, classes):
 
 
 def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
-    kind = record["protocol"]
-    title = f"{record['method']} on {record['dataset']}, {TESTS[kind].name}"
-    path = os.path.join
-    figures.plot_accuracy_table(
-        tables["trained"], path(folder, "accuracy_table.png"), data.task_names(), title=title, protocol=kind
-    )
+    path, classes_grow = Path(folder), record["classes_grow"]
+    title = f"{record['method']} on {record['dataset']}, {record['protocol_title']}"
+    plot_accuracy_table(tables["trained"], path / "accuracy_table.png", data.task_names(), title, classes_grow)
     in_choice = [np.isin(task_of_class, stage).sum() for stage in tasks]
-    figures.plot_accuracy_over_tasks(
-        mean_over_seen(tables["trained"], aligned=same and kind != "full"),  # under full, over all tasks
-        mean_over_seen(tables["floor"], aligned=same and kind != "full"),
-        path(folder, "accuracy_over_tasks.png"),
+    plot_accuracy_over_tasks(
+        # Where classes don't grow, the mean is over all tasks after every task.
+        mean_over_seen(tables["trained"], aligned=same and classes_grow),
+        mean_over_seen(tables["floor"], aligned=same and classes_grow),
+        path / "accuracy_over_tasks.png",
         chance=[1 / n for n in in_choice],
         title=title,
-        protocol=kind,
+        classes_grow=classes_grow,
     )
-    figures.plot_confusion(
-        confusions["trained"][-1], data.classes, path(folder, "confusion_matrix.png"), title=f"{title}: last encoder"
+    plot_confusion(
+        confusions["trained"][-1], data.classes, path / "confusion_matrix.png", title=f"{title}: last encoder"
     )

@@ -14,7 +14,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.memory import JointBatch, JointSampler, JointViews
 from utils.io.files import write_atomically
-from utils.results.figures import plot_training
+from utils.results.figures.training import plot_training
 from utils.run.costs import training_costs
 from utils.run.hardware import keep_freed_memory
 from utils.run.processes import main_only, rank, world_size

@@ -1,0 +1,152 @@
+"""The clips that are shown, and their embeddings by every saved encoder. Shapes: n clips, D embedding features."""
+
+import copy
+import glob
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from speechbrain.utils.run_opts import RunOptions
+
+from datasets.store import AudioStore, LiveAudio, open_store
+from datasets.table import read_dataset, read_metadata
+from utils.evaluation.embeddings import cache_beside, make_embedder
+from utils.io.errors import InputError
+from utils.training.checkpoints import load_weights
+
+COLUMNS = ("wav_path", "class_name", "split", "label", "task")
+LEAST_CLIPS = 3  # fewer make no picture
+
+
+def read_clips(csv_path: str) -> pd.DataFrame:
+    """Read which clips to show: a row per clip with `COLUMNS`, each path once.
+
+    Parameters
+    ----------
+    csv_path : str
+        A folder with ``*_raw.csv``, as the trainers write them to ``save``, one CSV, or a glob of CSVs.
+
+    Raises
+    ------
+    InputError
+        There is no CSV, or one that lacks a column or a value.
+    """
+    path = os.path.expanduser(csv_path)
+    pattern = os.path.join(glob.escape(path), "*_raw.csv") if os.path.isdir(path) else path
+    files = [path] if os.path.isfile(path) else sorted(glob.glob(pattern))
+    if not files:
+        raise InputError(f"No CSV at csv_path={csv_path}: name the save folder of a run, a CSV, or a glob of CSVs.")
+    tables = [read_metadata(*os.path.split(file), COLUMNS, integers=("label", "task"), plain=False) for file in files]
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)].drop_duplicates("wav_path", ignore_index=True)
+
+
+def choose_clips(
+    rows: pd.DataFrame, splits: list[str], classes_shown: int, clips_per_class: int, seed: int
+) -> pd.DataFrame:
+    """Choose so few clips that a figure stays readable, and sort them by task, label and split.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        As `read_clips` returns them.
+    splits : list of str
+    classes_shown : int
+        Most classes; of more, equally many of each task, those with the lowest labels.
+    clips_per_class : int
+        Most clips of each class and split, drawn by `seed`.
+    seed : int
+
+    Raises
+    ------
+    InputError
+        A split that no clip has, a number below 1, or fewer than `LEAST_CLIPS` left.
+    """
+    known = sorted(set(rows["split"]))
+    if not isinstance(splits, list) or not splits or not set(splits) <= set(known):
+        raise InputError(f"splits is {splits!r}: the CSVs have [{', '.join(known)}].")
+    if classes_shown < 1 or clips_per_class < 1:
+        raise InputError(f"classes_shown is {classes_shown}, clips_per_class is {clips_per_class}: set both above 0.")
+    rows = rows[rows["split"].isin(splits)]
+    classes = rows.drop_duplicates("class_name").sort_values(["task", "label"])
+    in_turn = classes.iloc[np.lexsort((classes["task"], classes.groupby("task").cumcount()))]
+    rows = rows[rows["class_name"].isin(in_turn["class_name"].iloc[:classes_shown])]
+    drawn = rows.sample(frac=1, random_state=seed).groupby(["class_name", "split"]).head(clips_per_class)
+    if len(drawn) < LEAST_CLIPS:
+        raise InputError(f"Only {len(drawn)} clips to show: raise classes_shown or clips_per_class, or add splits.")
+    return drawn.sort_values(["task", "label", "split", "wav_path"], ignore_index=True)
+
+
+def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioStore | LiveAudio]:
+    """Find the clips in the data set and open its audio store, the one that training and evaluation use.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        With `wav_path`.
+    hparams : dict
+        Uses `dataset`, `data_folder`, `sample_rate`, `store_folder`, `skip_bad_audio`.
+
+    Returns
+    -------
+    rows : pandas.DataFrame
+        With `clip`, the number in the store; without the clips that can't be read.
+    store : datasets.store.AudioStore or datasets.store.LiveAudio
+
+    Raises
+    ------
+    InputError
+        A clip is not in the data set; also the errors of the data set and of `datasets.store.open_store`.
+    """
+    table, _, source = read_dataset(hparams["dataset"], hparams["data_folder"])
+    paths = list(table["wav_path"])
+    clips = rows["wav_path"].map({path: clip for clip, path in enumerate(paths)})
+    if clips.isna().any():
+        first = rows["wav_path"][clips.isna()].iloc[0]
+        raise InputError(
+            f"{int(clips.isna().sum())} of {len(rows)} clips at csv_path are not in data_folder "
+            f"{hparams['data_folder']}, such as {first}: set data_folder and dataset to those of that run."
+        )
+    store = open_store(
+        hparams["data_folder"], paths, hparams["sample_rate"], hparams["store_folder"], source.lower(),
+        skip_bad_audio=hparams["skip_bad_audio"],
+    )  # fmt: skip
+    good = ~rows["wav_path"].isin(list(store.bad))
+    return rows.assign(clip=clips.astype(int))[good].reset_index(drop=True), store
+
+
+def embed_with_each(
+    hparams: dict, run_opts: RunOptions, folders: Sequence[str], store: AudioStore | LiveAudio, clips: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    """Embed the clips with the untrained and with every saved encoder, unless linclf_train.py has kept the embeddings.
+
+    Parameters
+    ----------
+    hparams : dict
+        Uses `modules` (which stay unchanged), `embedding_batch_size`, `eval_precision`, `output_folder`.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    folders : sequence of str
+        The encoders' task folders, in order.
+    store : datasets.store.AudioStore or datasets.store.LiveAudio
+    clips : sequence of int
+        Their numbers in the store.
+
+    Yields
+    ------
+    name : str
+        "random weights", "after task 0", ...
+    vectors : numpy.ndarray
+        [n, D].
+    n_new : int
+        How many of the clips passed the encoder now.
+    """
+    modules = copy.deepcopy(hparams["modules"])
+    embedder = make_embedder({**hparams, "modules": modules}, run_opts)
+    cache = cache_beside(folders[0], hparams["output_folder"])
+    names = ["random weights", *(f"after task {t}" for t in range(len(folders)))]
+    for name, folder in zip(names, [None, *folders], strict=True):
+        if folder is not None:
+            load_weights(folder, {"embedding_model": modules["embedding_model"]})
+        before = embedder.n_embedded
+        vectors = cache.get(embedder, store, clips, name)
+        yield name, vectors, embedder.n_embedded - before

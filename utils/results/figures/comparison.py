@@ -1,0 +1,92 @@
+"""The report's figure: methods compared, with floor and ceiling."""
+
+import textwrap
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from utils.results.figures.canvas import COLOURS, FLOOR_LABEL, make_figure, save, tidy
+
+METHOD = {"color": COLOURS[0]}
+CEILING = {"color": COLOURS[2], "linestyle": "--", "linewidth": 1.4}
+FLOOR = {"color": COLOURS[1], "linewidth": 1.6}
+SEED = {"linestyle": "", "marker": "o", "markersize": 5, "alpha": 0.5, "markeredgewidth": 0}
+MEAN = {"linestyle": "", "marker": "|", "markersize": 13, "markeredgewidth": 2.5}
+
+
+def plot_report(
+    panels: dict[str, dict], path: str | Path, ceilings: Collection[str] = (), title: str = "Methods compared"
+) -> Path:
+    """Draw methods x columns: a row per method, a dot for each seed, a bar at their mean, lines for floor and ceiling.
+
+    Parameters
+    ----------
+    panels : dict of str to dict
+        Per panel title, per method, per column: ``(values, floor)``, the seeds' values (list) and the floor (a number
+        or NaN), in the unit that the column's name gives. A column that was not run is absent, or its list is empty.
+        Columns without any floor are amounts, time for example: they begin at 0 and have no ceiling.
+    path : str or Path
+        The PNG file.
+    ceilings : collection of str
+        Methods that the others are measured against: their mean is drawn as a line through the whole panel.
+    title : str
+    """
+    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
+    n_methods = [len(panel) for panel in panels.values()]
+    figure = make_figure(max(4.6, 2.4 + 1.6 * len(columns)), 1.4 + 0.45 * len(panels) + 0.34 * sum(n_methods))
+    grid = figure.subplots(
+        len(panels), len(columns), squeeze=False, sharex="col", sharey="row", height_ratios=n_methods
+    )
+    for row, (name, panel) in zip(grid, panels.items(), strict=True):
+        for axes, column in zip(row, columns, strict=True):
+            _draw_panel(axes, {method: cells.get(column, ((), np.nan)) for method, cells in panel.items()}, ceilings)
+        row[0].set_yticks(range(len(panel)), [textwrap.fill(method, 30) for method in panel], fontsize=9)
+        row[0].set_title(name, loc="left", fontsize=10, fontweight="bold")
+    floors = {name for panel in panels.values() for m in panel.values() for name in m if np.isfinite(m[name][1])}
+    for axes, column in zip(grid[-1], columns, strict=True):
+        axes.set_xlabel(column)
+        if column not in floors:
+            _begin_at_zero(axes)
+    figure.suptitle(title, fontsize=12)
+    has_ceiling = any(method in ceilings for panel in panels.values() for method in panel)
+    handles, n = _legend_handles(has_ceiling), 4 if len(columns) > 2 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=n, frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def _draw_panel(axes, methods, ceilings):
+    """Draw one column of one panel: {method: (values, floor)} from the top down."""
+    for y, (method, (values, floor)) in enumerate(methods.items()):
+        values = np.asarray([value for value in values if np.isfinite(value)])
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+        if np.isfinite(floor):  # a piece in each row: equal floors make one line
+            axes.plot([floor, floor], [y - 0.5, y + 0.5], solid_capstyle="butt", **FLOOR)
+        if len(values):
+            style = CEILING if method in ceilings else METHOD
+            axes.plot(values, np.full(len(values), y), **SEED, color=style["color"])
+            axes.plot(values.mean(), y, **MEAN, color=style["color"])
+            if method in ceilings and np.isfinite(floor):
+                axes.axvline(values.mean(), **CEILING)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    tidy(axes, grid="x")
+
+
+def _begin_at_zero(axes):
+    """Show the x axis from 0 on, in all axes that share it; call this once all of them are drawn."""
+    axes.update_datalim([(0, 0)])  # so that the margin on the right is a share of the whole range
+    axes.autoscale_view()
+    axes.set_xlim(left=0)
+
+
+def _legend_handles(has_ceiling):
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], **SEED, color=METHOD["color"], label="one seed"),
+        Line2D([], [], **MEAN, color=METHOD["color"], label="mean"),
+        Line2D([], [], **FLOOR, label=FLOOR_LABEL),
+    ]
+    return handles + ([Line2D([], [], **CEILING, label="all classes at once (ceiling)")] if has_ceiling else [])

@@ -1,0 +1,147 @@
+"""Finished evaluations, read from their run folders."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.selection import PROTOCOLS
+from utils.io.errors import InputError
+from utils.io.files import read_json
+from utils.results.metrics import METRICS
+from utils.results.protocols import OWN_TEST, find_protocol
+
+COSTS = ("train_seconds", "peak_memory_bytes")  # of the encoder's training
+# Settings and conditions that should be equal where methods are compared. Of settings.json: the precisions, and how a
+# protocol's classifier was trained. Of metrics.json: how the encoder was trained, and what the protocol was.
+PRECISIONS = ("precision", "eval_precision")
+PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep")
+TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data")
+PROTOCOL = ("protocol_title", "classes_grow")
+# Settings that are no condition: they name a row or a column of the table, or say where files are.
+NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "data_folder")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One finished evaluation: the encoders of one run, judged by one protocol."""
+
+    folder: Path
+    protocol: str
+    protocol_title: str
+    classes_grow: bool  # see `datasets.selection.Protocol`
+    method: str
+    encoder: str
+    dataset: str
+    seed: int
+    metrics: dict[str, float]  # of the trained encoders, by `METRICS`: fractions, NaN where not evaluated
+    floor: dict[str, float]  # the same of random weights
+    encoder_tasks: int | None  # on how many tasks the encoder was trained; None if not known
+    costs: dict[str, float]  # by `COSTS`: seconds and bytes, NaN where not known
+    conditions: dict[str, str]  # what should be equal where evaluations are compared
+
+
+def load_run(folder: str | Path) -> Judged:
+    """Read one evaluation: its metrics.json and, where they exist, its versions.json and settings.json.
+
+    Raises
+    ------
+    InputError
+        There is no metrics.json, it is none of an evaluation, its protocol is unknown, or a file is damaged.
+    """
+    folder = Path(folder)
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise InputError(f"No metrics.json in {folder}: is it the run folder of a finished linclf_train.py?")
+    record = _read_object(file)
+    try:
+        fields = _fields(record)
+    except KeyError as error:
+        raise InputError(f"{file} has no key {error}: was it written by linclf_train.py?") from None
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise InputError(f"{file} was not written by linclf_train.py: {error}") from None
+    if fields["protocol_title"] is None or fields["classes_grow"] is None:
+        raise InputError(f"{file}: unknown protocol {fields['protocol']!r}; known are {', '.join(PROTOCOLS)}")
+    return Judged(folder=folder, conditions=_conditions(folder, record), **fields)
+
+
+def _read_object(file):
+    """Read a JSON file that an evaluation has left."""
+    try:
+        return read_json(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged ({error}): run that evaluation again, or leave it out") from None
+
+
+def _fields(record):
+    """Read from a metrics.json what `Judged` has.
+
+    `protocol_title` and `classes_grow` are None where the file, of an older version, lacks them and the protocol is not
+    known here either.
+    """
+    fields = {key: _typed(record[key], str, key) for key in ("protocol", "method", "encoder", "dataset")}
+    fields |= {key: {name: _number(record[key].get(name)) for name in METRICS} for key in ("metrics", "floor")}
+    fields |= {"seed": int(record["seed"]), "costs": {key: _number(record.get(key)) for key in COSTS}}
+    fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks")
+    known = find_protocol(fields["protocol"])
+    title, grow = (known.title, known.classes_grow) if known else (None, None)
+    fields["protocol_title"] = _typed(record.get("protocol_title", title), str | None, "protocol_title")
+    fields["classes_grow"] = _typed(record.get("classes_grow", grow), bool | None, "classes_grow")
+    return fields
+
+
+def _typed(value, kind, key):
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {value!r:.50}")
+    return value
+
+
+def _number(value):
+    return math.nan if value is None else float(value)
+
+
+def _conditions(folder, record):
+    """Collect what should be equal where evaluations are compared, without what is not recorded."""
+    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
+    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
+    place = f"{record['dataset']} {record['protocol']}"
+    found = {key: value for key, value in versions.items() if key != "command"}
+    found |= {key: settings.get(key) for key in PRECISIONS} | {key: record.get(key) for key in TRAINING}
+    if "data" in found:
+        found[f"data ({record['dataset']})"] = found.pop("data")
+    found |= {f"{key} ({record['protocol']})": record.get(key) for key in PROTOCOL}
+    found |= {f"{key} ({place})": settings.get(key) for key in PROBE_SETTINGS}
+    others = sorted(settings.keys() - {*PRECISIONS, *PROBE_SETTINGS, *NAMED})  # most are of the encoder's architecture
+    found |= {f"{key} ({place}, {record['encoder']})": settings[key] for key in others}
+    return {key: " ".join(str(value).split()) for key, value in found.items() if value is not None}
+
+
+def load_runs(folders: Iterable[str | Path], own_tests: bool = False) -> list[Judged]:
+    """Read evaluations in the order given, each folder once.
+
+    Parameters
+    ----------
+    folders : iterable of str or Path
+    own_tests : bool
+        Whether sup_train.py's runs may be among them.
+
+    Raises
+    ------
+    InputError
+        See `load_run`. Also if two runs have the same dataset, encoder, method, protocol and seed: they can't both be
+        that seed in a mean.
+    """
+    runs, places = [], {}
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        run = load_run(folder)
+        if run.protocol == OWN_TEST and not own_tests:
+            raise InputError(f"{folder} has sup_train.py's own test: give linclf_train.py's run folders")
+        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, run.protocol, run.seed)
+        if place in places:
+            raise InputError(
+                f"{places[place]} and {folder} are both {run.protocol}, {run.method}, {run.encoder}, {run.dataset}, "
+                f"seed {run.seed}: give one of them, they can't be averaged as two seeds"
+            )
+        places[place] = folder
+        runs.append(run)
+    return runs

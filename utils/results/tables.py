@@ -1,0 +1,177 @@
+"""The report as Markdown and CSV, and the three files of a report folder."""
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.selection import PROTOCOLS
+from utils.io.files import write_atomically
+from utils.results.comparison import Cell, Column, Groups, seeds_of
+from utils.results.figures.comparison import plot_report
+from utils.results.protocols import fixed, in_words
+
+SIGNED = ("forgetting", "bwt", "fwt")  # metrics that are shown with a plus
+# cost: (title, its units from the largest down: name, size, decimals)
+COST_UNITS = {
+    "train_seconds": ("Training", (("h", 3600, 1), ("min", 60, 1), ("s", 1, 1))),
+    "peak_memory_bytes": ("Peak memory", (("GB", 1e9, 2), ("MB", 1e6, 0))),
+}
+CELL_NOTE = """\
+In percent: mean ± sample standard deviation over seeds, their number in brackets where a cell has fewer than its row;
+the row "floor" is the same evaluation of random weights.
+"""
+OFFLINE_NOTE = """\
+A method marked (offline) was trained on all classes at once: what the others, which learn task by task, could reach.
+"""
+COST_NOTE = """\
+Training is the wall-clock time of an encoder's training; peak memory the most that its process held, on a GPU the most
+that its tensors took there.
+"""
+
+
+class Scale(NamedTuple):
+    """How a column's numbers are shown."""
+
+    title: str  # with the unit
+    unit: float  # values per unit
+    decimals: int
+    signed: bool = False  # whether positive numbers have a plus
+
+    def text(self, value: float) -> str:
+        """Format a number; an en dash for NaN; never -0.0."""
+        if not math.isfinite(value):
+            return "–"
+        value = round(value / self.unit, self.decimals) + 0.0
+        return f"{value:{'+' if self.signed and value else ''}.{self.decimals}f}"
+
+
+def scales(groups: Groups) -> dict[Column, Scale]:
+    """Choose how each column is shown: accuracies in percent, costs in the largest unit that makes no mean less than 1.
+
+    Columns without any value are left out.
+    """
+    found = {}
+    for column in next(iter(groups.values())):
+        means = [cells[column].mean for cells in groups.values() if cells[column].values]
+        if means and column.is_cost:
+            title, units = COST_UNITS[column.metric]
+            name, unit, decimals = next((u for u in units if min(means) >= u[1]), units[-1])
+            found[column] = Scale(f"{title}, {name}", unit, decimals)
+        elif means:
+            found[column] = Scale(column.name, 0.01, 1, column.metric in SIGNED)
+    return found
+
+
+def missing_seeds(groups: Groups) -> list[str]:
+    """Say which columns of a group lack seeds that its other columns have, a line per column.
+
+    A column without any run is not "missing".
+    """
+    lines = []
+    for group, cells in groups.items():
+        for column, cell in cells.items():
+            lacking = [str(seed) for seed in seeds_of(cells) if seed not in cell.seeds]
+            if cell.seeds and lacking:
+                name = COST_UNITS[column.metric][0] if column.is_cost else column.name
+                lines.append(f"{group.dataset}, {group.encoder}, {group.label}: {name} lacks seed {', '.join(lacking)}")
+    return lines
+
+
+def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
+    """Format the report as Markdown: a row per group with its floor in the row below, then the legend.
+
+    Below the legend are the seeds that are missing, and the lines of `differing` (see `comparison.differences`).
+    """
+    shown = scales(groups)
+    rows = [["Dataset", "Encoder", "Method", "Seeds", *(scale.title for scale in shown.values())]]
+    for group, cells in groups.items():
+        n = len(seeds_of(cells))
+        values = (_mean_and_spread(cells[column], scale, n) for column, scale in shown.items())
+        floors = ("" if column.is_cost else scale.text(cells[column].floor) for column, scale in shown.items())
+        rows += [[group.dataset, group.encoder, group.label, str(n), *values], ["", "", "floor", "", *floors]]
+    parts = [_table(rows), CELL_NOTE + _protocol_note(shown)]
+    parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
+    parts[1] += COST_NOTE if any(column.is_cost for column in shown) else ""
+    for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
+        if lines:
+            parts.append(f"{title}:\n\n" + "".join(f"- {line}\n" for line in lines))
+    return "\n".join(parts)
+
+
+def _mean_and_spread(cell: Cell, scale: Scale, n_seeds: int) -> str:
+    n = len(cell.values)
+    spread = f" ± {scale._replace(signed=False).text(cell.std)}" if n > 1 else ""
+    return f"{scale.text(cell.mean)}{spread}" + (f" ({n})" if 0 < n < n_seeds else "")
+
+
+def _table(rows):
+    """Format a Markdown table that is aligned as plain text too: the three columns of names left, numbers right."""
+    rows = [[text.replace("|", "\\|") for text in row] for row in rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    ruler = ["-" * width if k < 3 else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+    return "".join(
+        "| " + " | ".join(c.ljust(w) if k < 3 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |\n"
+        for row in (rows[0], ruler, *rows[1:])
+    )  # fmt: skip
+
+
+def _protocol_note(columns: Iterable[Column]) -> str:
+    """Explain the protocols' columns: what a classifier is trained on, and which protocols show forgetting."""
+    described = [protocol for protocol in PROTOCOLS.values() if protocol.trains_on]
+    titles = in_words(protocol.title for protocol in described)
+    trained = ", ".join(f"{protocol.trains_on} ({protocol.title})" for protocol in described)
+    others = [column.protocol for column in columns if column.metric == "bwt" and column.protocol not in PROTOCOLS]
+    free = in_words([*(PROTOCOLS[name].title for name in fixed()), *others])
+    notes = (
+        f"{titles} are the mean accuracy over tasks after the last task, with a classifier trained on {trained}.",
+        f"Forgetting and BWT are given under {free} only: under the others the classifier chooses among more classes "
+        "at each task, so accuracies fall even for an encoder that forgets nothing.",
+    )
+    return "".join(f"{textwrap.fill(note, 119)}\n" for note in notes)
+
+
+def to_csv(groups: Groups) -> str:
+    """Format the report as CSV: one row per group and column, all digits, an empty field for what is not known.
+
+    Values are fractions, seconds and bytes; ``offline`` is 0 or 1; ``seeds`` and ``values`` are lists with spaces
+    between. Columns without any value are left out.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ["dataset", "encoder", "method", "offline", "column", "mean", "std", "floor", "n_seeds", "seeds", "values"]
+    writer.writerow(names)
+    for group, cells in groups.items():
+        for column, cell in cells.items():
+            if cell.values:
+                numbers = ("" if math.isnan(value) else value for value in (cell.mean, cell.std, cell.floor))
+                lists = (" ".join(map(str, values)) for values in (cell.seeds, cell.values))
+                writer.writerow([*group[:3], int(group.offline), column.name, *numbers, len(cell.values), *lists])
+    return text.getvalue()
+
+
+def report_panels(groups: Groups) -> tuple[dict, set[str]]:
+    """Arrange the table for `plot_report`: its panels, in the table's units, and the methods that are ceilings."""
+    shown, panels = scales(groups), {}
+    for group, cells in groups.items():
+        panel = panels.setdefault(f"{group.dataset}, {group.encoder}", {})
+        panel[group.label] = {
+            (scale.title if column.is_cost else f"{scale.title}, %"): (
+                [value / scale.unit for value in cells[column].values],
+                cells[column].floor / scale.unit,
+            )
+            for column, scale in shown.items()
+        }
+    return panels, {group.label for group in groups if group.offline}
+
+
+def write_report(groups: Groups, folder: str | Path, differing: Sequence[str] = ()):
+    """Write ``report.md``, ``report.csv`` and ``report.png`` to a folder, which is made if missing."""
+    folder, (panels, ceilings) = Path(folder), report_panels(groups)
+    plot_report(panels, folder / "report.png", ceilings)
+    write_atomically(folder / "report.md", to_markdown(groups, differing))
+    write_atomically(folder / "report.csv", to_csv(groups))
