@@ -15,7 +15,7 @@ from utils.run.arguments import parse_arguments
 from utils.run.config import effective_option, load_config
 from utils.run.folder import check_run_folder, open_run_folder, run_settings
 from utils.run.processes import join_processes, main_first, main_only
-from utils.run.record import save_versions
+from utils.run.record import check_data, save_record
 from utils.run.yaml_text import read_text
 
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
@@ -66,7 +66,7 @@ class Run:
         brain_class.check(self.hparams)
         self.folder, self.save_folder = self.hparams["output_folder"], self.hparams["save_folder"]
         self.settings = run_settings(self.text, self.overrides, self.options, self.hparams)
-        self.data = None
+        self.data = self.changes = None
         check_run_folder(self.folder, self.settings, self.hparams["overwrite"])
 
     def option(self, name):
@@ -74,14 +74,23 @@ class Run:
         return effective_option(name, self.hparams, self.options)
 
     def read_data(self):
-        """Read the metadata to a table of clips with tasks, and open or build the store with their samples."""
+        """Read the metadata to a table of clips with tasks, and open or build the store with their samples.
+
+        Raises
+        ------
+        InputError
+            Metadata or audio are not as they must be, or not those that the run was started with.
+        """
         self.data = main_first(prepare)(*(self.hparams[key] for key in DATA_KEYS))
+        if not self.hparams["overwrite"]:
+            accept = self.hparams.get("accept_changed_data", False)
+            self.changes = check_data(self.folder, self.save_folder, self.data, accept)
 
     def open(self):
         """Make the run's folder, or find it as an earlier start left it: with settings, YAML, log and record."""
         open_run_folder(self.folder, self.settings, self.hparams["overwrite"])
         main_only(self._fill_folder)()
-        save_versions(self.folder, self.options, self.data, self.argv)
+        save_record(self.folder, self.save_folder, self.options, self.data, self.changes, self.argv)
 
     def _fill_folder(self):
         """Do what SpeechBrain's `create_experiment_directory` does, which writes no file whole or not at all, and would

@@ -60,7 +60,7 @@ def run_settings(text, overrides, run_opts, hparams):
     dict of str to str
     """
     settings = {k: v for k, v in as_text(text, overrides).items() if not is_harmless(k) and not k.startswith("__")}
-    for key in {"data_folder", "ssl_checkpoints_dir", "pretrained_weights"} & settings.keys():
+    for key in {"ssl_checkpoints_dir", "pretrained_weights"} & settings.keys():
         settings[key] = os.path.realpath(hparams[key]) if hparams[key] else "null"
     if "task_classes" in hparams and not callable(hparams["task_classes"]):  # however it was written
         settings["task_classes"] = json.dumps(hparams["task_classes"])

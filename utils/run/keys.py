@@ -40,7 +40,7 @@ KEYS = {
     "output_folder": Key("path", harmless=True),
     "save_folder": Key("path", harmless=True),
     "store_folder": Key("optional path", harmless=True),
-    "data_folder": Key("path"),
+    "data_folder": Key("path", harmless=True),  # its content counts, see utils.run.record
     "ssl_checkpoints_dir": Key("path"),
     "pretrained_weights": Key("optional path"),
     # How a run goes
@@ -49,6 +49,7 @@ KEYS = {
     "ckpt_overhead": Key(least=1e-6, harmless=True),
     "extra_logger": Key(harmless=True),
     "skip_bad_audio": Key("flag"),
+    "accept_changed_data": Key("flag", harmless=True),
     "seed": Key(least=0),
     "max_grad_norm": Key("mixed"),
     # Data and tasks

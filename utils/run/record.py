@@ -1,6 +1,7 @@
-"""What a reader of the numbers needs to know of a run: command, versions, commit, hardware, data."""
+"""What a reader of the numbers needs to know of a run, and of each of its starts: command, versions, hardware, data."""
 
-import json
+import dataclasses
+import datetime
 import logging
 import os
 import platform
@@ -12,34 +13,87 @@ from importlib.metadata import version
 import torch
 from speechbrain.utils.distributed import infer_device
 
-from utils.io.files import write_atomically
+from datasets.changes import Changes, clip_table, compare, read_clips, write_clips
+from datasets.prepare import Data
+from utils.io.errors import InputError
+from utils.io.files import read_json, write_json
 from utils.run.exits import early_messages
 from utils.run.hardware import device_name
 from utils.run.processes import main_only
 
+logger = logging.getLogger(__name__)
+
+CLIPS = "clips.csv.gz"  # in the save folder: the clips that the run was last started with
+PACKAGES = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
+
 
 @main_only
-def save_versions(folder, run_opts, data, argv=None):
-    """Write what a reader of the numbers needs to know: command, versions, commit, hardware, data. No environment.
+def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
+    """Compare the data with those of the run's last start.
+
+    Parameters
+    ----------
+    folder, save_folder : str
+        Of the run; they needn't exist.
+    data : datasets.prepare.Data
+    accept : bool
+        Go on with changed data.
+
+    Returns
+    -------
+    Changes or None
+        What changed, where that is known and accepted.
+
+    Raises
+    ------
+    InputError
+        The data changed, and `accept` is false.
+    """
+    path = os.path.join(save_folder, CLIPS)
+    if os.path.isfile(path):
+        try:
+            changes = compare(read_clips(path), clip_table(data))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}): delete it, and the data are taken as they are.") from error
+        what = str(changes)
+    else:  # a run from before this file, or none
+        before, now = _last_start(folder).get("data", ""), data.fingerprint()
+        changes = None
+        what = "other clips" if before.split(" ")[:1] == now.split(" ")[:1] and before != now else ""
+    if not (changes or what and changes is None):
+        return None
+    if not accept:
+        raise InputError(
+            f"The data set is not the one that {folder} was started with: {what}. Set experiment_name to start afresh, "
+            "or --accept_changed_data=True to go on: finished tasks stay as they are and have not seen what changed."
+        )
+    logger.warning("The data set changed since the last start (%s): finished tasks have not seen that.", what)
+    return changes
+
+
+@main_only
+def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | None = None, argv=None):
+    """Add this start to versions.json: command, versions, commit, hardware, data. No environment.
 
     What was logged before there was a run folder goes to its log.txt.
 
     Parameters
     ----------
-    folder : str
-        The run folder.
+    folder, save_folder : str
     run_opts : speechbrain.utils.run_opts.RunOptions
     data : datasets.prepare.Data
+    changes : Changes, optional
+        What changed in the data since the last start.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     """
-    names = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
     here = os.path.dirname(os.path.abspath(__file__))
     commit = ""
     if shutil.which("git"):
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
         commit = git.stdout.strip()
-    record = {
+    start = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [os.path.basename(sys.argv[0]), *(sys.argv[1:] if argv is None else argv)],
         "commit": commit or "unknown",
         "python": platform.python_version(),
@@ -47,11 +101,29 @@ def save_versions(folder, run_opts, data, argv=None):
         "device": device_name(run_opts.device or infer_device()),
         "threads": torch.get_num_threads(),
         "data": data.fingerprint(),
-        **{name: version(name) for name in names},
+        **({"data_changes": dataclasses.asdict(changes)} if changes else {}),
+        **{name: version(name) for name in PACKAGES},
     }
-    write_atomically(os.path.join(folder, "versions.json"), json.dumps(record, indent=1))
+    last = _last_start(folder)
+    earlier = last.pop("earlier_starts", [])
+    write_json(os.path.join(folder, "versions.json"), {**start, "earlier_starts": [*earlier, last] if last else []}, 1)
+    clips = os.path.join(save_folder, CLIPS)
+    if changes or not os.path.isfile(clips):
+        write_clips(clips, clip_table(data))
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):  # log.txt, if SpeechBrain has opened it
+        if isinstance(handler, logging.FileHandler):  # log.txt
             for early in early_messages.buffer:
                 handler.handle(early)
     early_messages.buffer.clear()
+
+
+def _last_start(folder):
+    """The record of the last start; empty if there is none or, with a warning, if it is damaged."""
+    path = os.path.join(folder, "versions.json")
+    if not os.path.isfile(path):
+        return {}
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        logger.warning("%s is damaged (%s): what it recorded of earlier starts is lost.", path, error)
+        return {}

@@ -81,12 +81,11 @@ class Stream:
             Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
         """
         keep_freed_memory()
-        save_rows(self.run.save_folder, self.run.data)
         folders = [os.path.join(self.run.save_folder, f"task{t}") for t in range(len(self.plan))]
+        self._write_rows(folders)
         names = self.run.data.task_names()
         with RunProgress(self.run.hparams, self.run.options, self.plan) as progress:
             for t, folder in enumerate(folders):
-                main_only(set_aside_damaged)(folder)
                 if ddp_broadcast(is_finished(folder)):
                     progress.skip(t)
                 else:
@@ -100,6 +99,14 @@ class Stream:
                 if after_task is not None:
                     after_task(t, folder)
         _draw_training(self.run)
+
+    @main_only
+    def _write_rows(self, folders):
+        """Write which clips each task has; whether a task is finished is told by its checkpoints that are whole."""
+        for folder in folders:
+            set_aside_damaged(folder)
+        finished = [t for t, folder in enumerate(folders) if is_finished(folder)]
+        save_rows(self.run.save_folder, self.run.data, finished)
 
     def _train_one_task(self, t, folder, previous_folder, progress):
         """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
@@ -189,12 +196,13 @@ def workers_ended(*loaders):
                 loader._speechbrain_iterator._shutdown_workers()
 
 
-@main_only
-def save_rows(save_folder, data):
-    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook."""
-    os.makedirs(save_folder, exist_ok=True)
+def save_rows(save_folder, data, finished=()):
+    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook. Those of
+    a finished task stay, as its encoder has seen no others."""
     for (split, task), rows in data.rows.groupby(["split", "task"]):
-        write_atomically(os.path.join(save_folder, f"{split}_task{task}_raw.csv"), rows.to_csv(index=False))
+        path = os.path.join(save_folder, f"{split}_task{task}_raw.csv")
+        if task not in finished or not os.path.isfile(path):
+            write_atomically(path, rows.to_csv(index=False))
 
 
 @main_only
