@@ -15,7 +15,6 @@ from sup_train import Supervised
 from utils.results.figures.canvas import COLOURS
 from utils.results.figures.training import plot_training
 from utils.training.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
-from utils.training.loop import plan_tasks, train_tasks
 from utils.training.progress import RunProgress
 
 MEASURES = ("emb_std", "emb_rank", "rank_max", "z_std", "z_rank")
@@ -120,14 +119,8 @@ def test_when_it_warns(found, warned):
 
 def train(lab, folder, brain_class, kind, *args):
     """Train two tasks in this process; the log's rows."""
-    hparams, run_opts, data = lab.load(
-        f"us8k/{kind}_train.yaml", *lab.quick, f"--output_base={folder}", "--task_classes=[[3,8],[9,4]]", *args
-    )
-    modules = dict(hparams["modules"])
-    if kind == "sup":
-        modules["classifier"] = hparams["classifier"](n_classes=len(data.classes))
-    plan = plan_tasks(hparams, run_opts, data, validate=kind == "sup")
-    train_tasks(brain_class, hparams, run_opts, data, plan, modules)
+    args = (f"--output_base={folder}", "--task_classes=[[3,8],[9,4]]", *args)
+    lab.learn(brain_class, f"us8k/{kind}_train.yaml", *lab.quick, *args)
     (run,) = folder.iterdir()
     return run, pd.read_csv(run / "train_log.csv")
 

@@ -10,7 +10,6 @@ from torch.utils.data import dataloader
 from helpers.lab import REPO
 from sup_train import Supervised
 from utils.training import brain
-from utils.training.loop import plan_tasks, train_tasks
 
 COUNT = """
 import resource
@@ -79,10 +78,6 @@ def test_freed_memory_is_given_back_before_workers_are_forked(lab, tmp_path, mon
 
     monkeypatch.setattr(brain, "give_back_freed_memory", lambda: happened.append("give back"))
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", note_fork)
-    hparams, run_opts, data = lab.load(
-        "us8k/sup_train.yaml", *lab.quick, f"--output_base={tmp_path}", "--task_classes=[[3,8]]",
-        "--number_of_epochs=2", "--warmup_epochs=0", f"--num_workers={workers}",
-    )  # fmt: skip
-    modules = {**hparams["modules"], "classifier": hparams["classifier"](n_classes=len(data.classes))}
-    train_tasks(Supervised, hparams, run_opts, data, plan_tasks(hparams, run_opts, data, validate=True), modules)
+    args = ("--task_classes=[[3,8]]", "--number_of_epochs=2", "--warmup_epochs=0", f"--num_workers={workers}")
+    lab.learn(Supervised, "us8k/sup_train.yaml", *lab.quick, f"--output_base={tmp_path}", *args)
     assert happened == ["give back", "fork"] * 4 * workers  # two epochs, each trains and validates
