@@ -15,6 +15,7 @@ from sup_train import Supervised
 from utils.results.figures.canvas import COLOURS
 from utils.results.figures.training import plot_training
 from utils.training.collapse import LEAST_STD, Spread, collapse_warning, effective_rank, normalised_std
+from utils.training.plan import TaskPlan
 from utils.training.progress import RunProgress
 
 MEASURES = ("emb_std", "emb_rank", "rank_max", "z_std", "z_rank")
@@ -132,7 +133,7 @@ def test_each_epoch_is_measured_and_logged(lab, tmp_path, caplog):
     class Watched(SimCLR):
         def compute_objectives(self, predictions, batch, stage):
             key = (self.task.index, self.task.counter.current)
-            seen.setdefault(key, []).extend(z.detach() for z in predictions)
+            seen.setdefault(key, []).extend(predictions[z].detach() for z in ("z1", "z2"))
             return super().compute_objectives(predictions, batch, stage)
 
     run, log = train(lab, tmp_path, Watched, "simclr", "--precision=fp32")
@@ -158,12 +159,9 @@ def test_embeddings_without_a_loss_between_views_are_measured_too(lab, tmp_path)
 
 def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path, caplog):
     class Collapsed(SimSiam):
-        def embed_view(self, view, stage):
-            h = super().embed_view(view, stage)
-            return 1.0 + 1e-4 * h
-
-        def compute_objectives(self, predictions, batch, stage):
-            return super().compute_objectives([1.0 + 1e-4 * each for each in predictions], batch, stage)
+        def compute_forward(self, batch, stage):
+            out = super().compute_forward(batch, stage)
+            return out | {name: 1.0 + 1e-4 * out[name] for name in ("z1", "z2", "p1", "p2")}
 
     _, log = train(lab, tmp_path, Collapsed, "simsiam", "--number_of_epochs=3")
     said = [message for message in caplog.messages if "collapsed" in message]
@@ -174,7 +172,7 @@ def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path, caplog):
 
 
 def test_the_log_of_an_older_version_goes_on(tmp_path):
-    """It has no such columns: new rows have the old ones, and the picture can still be drawn."""
+    """It has no such columns: they begin with the new rows, and the picture can still be drawn."""
 
     class Options:
         noprogressbar = True
@@ -183,9 +181,11 @@ def test_the_log_of_an_older_version_goes_on(tmp_path):
     path = tmp_path / "train_log.csv"
     pd.DataFrame([old]).to_csv(path, index=False)
     settings = {"output_folder": str(tmp_path), "extra_logger": None}
-    with RunProgress(settings, Options, [{"epochs": 2, "steps": 1, "rows": []}]) as progress:
-        progress.epoch(old | {"epoch": 2, "emb_std": 0.4, "emb_rank": 12.0, "rank_max": 64})
-    pd.testing.assert_frame_equal(pd.read_csv(path), pd.DataFrame([old, old | {"epoch": 2}]))
+    new = old | {"epoch": 2, "emb_std": 0.4, "emb_rank": 12.0, "rank_max": 64.0}
+    none = pd.DataFrame()
+    with RunProgress(settings, Options, [TaskPlan(none, none, none, epochs=2, steps=1)]) as progress:
+        progress.epoch(new)
+    pd.testing.assert_frame_equal(pd.read_csv(path), pd.DataFrame([old, new]))
     assert "emb_rank: 12.0" in (tmp_path / "train_log.txt").read_text()
     assert_picture(plot_training(path, tmp_path / "training.png"))
 

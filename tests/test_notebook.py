@@ -26,8 +26,8 @@ from utils.analysis.clips import COLUMNS, choose_clips, embed_with_each, open_cl
 from utils.analysis.measures import directions, drift, linear_cka
 from utils.analysis.plots import plot_cka, plot_clip, plot_drift, plot_projection
 from utils.analysis.projections import PROJECTIONS, nearest, procrustes, project_pca, usable, variance_shown
-from utils.evaluation.probe import evaluate_encoders
-from utils.evaluation.saved import find_checkpoints
+from utils.evaluation.judge import Evaluation, evaluate_encoders
+from utils.evaluation.saved import as_trained, find_checkpoints
 from utils.io.errors import InputError
 from utils.run.config import load_config
 from utils.training.checkpoints import load_weights
@@ -48,7 +48,7 @@ BAD = {  # overrides, and what the one line says
     "no-columns": (["--csv_path=PLACE/bare.csv"], "bare.csv lacks the columns split, label, task"),
     "other-data": (["--csv_path=PLACE/other.csv", "--splits=[test]"], "4 of 4 clips at csv_path are not in data_folde"),
     "no-checkpoint": (["--ssl_checkpoints_dir=PLACE/nowhere"], "No checkpoint in"),
-    "other-encoder": (["--emb_dim=32"], "add --emb_dim=16"),
+    "other-encoder": (["--emb_dim=32"], "leave --emb_dim out"),
     "no-split": (["--splits=[tset]"], "the CSVs have [test, train, valid]"),
     "no-projection": (["--projections=[lda]"], "choose from [pca, tsne, umap]"),
     "no-key": (["--clips=3"], "--clips is no key of this configuration"),
@@ -190,10 +190,11 @@ def test_embeddings_are_those_of_the_saved_encoders(lab, executed, place):
 def test_evaluation_finds_the_embeddings_of_the_notebook(lab, executed, place, tmp_path):
     """linclf_train.py's way embeds only the validation clips, which the notebook doesn't show, and adds no file."""
     args = (f"--ssl_checkpoints_dir={place / 'run'}", f"--output_base={tmp_path}", "--linclf_train_type=full")
-    hparams, run_opts, data = lab.load("us8k/linclf_train.yaml", *args, "--number_of_epochs=1", "--warmup_epochs=0")
-    random_weights = copy.deepcopy(hparams["modules"]["embedding_model"].state_dict())
-    folders = find_checkpoints(str(place / "run"))
-    done = evaluate_encoders(LinearProbe, hparams, run_opts, data, folders, random_weights)
+    args = (*args, "--number_of_epochs=1", "--warmup_epochs=0")
+    run = lab.start_run(LinearProbe, "us8k/linclf_train.yaml", *args, adapt=as_trained)
+    random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
+    done = evaluate_encoders(Evaluation(LinearProbe, run), find_checkpoints(str(place / "run")), random_weights)
+    data = run.data
     assert done["n_embedded"] == 6 * len(data.split("valid"))
     assert len(list((place / "run" / "embeddings").iterdir())) == 6
     assert executed[1][0]["store"] == str(data.store.folder)  # no second copy of the audio either

@@ -11,9 +11,11 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from utils.io.errors import InputError
+from utils.run.arguments import parse_arguments
+from utils.run.config import load_config
 from utils.run.folder import as_text, read_settings, same_setting
 from utils.run.keys import ENCODER_KEYS
-from utils.run.yaml_text import plain_keys
+from utils.run.yaml_text import plain_keys, read_text
 from utils.training.brain import FRONT_END
 from utils.training.checkpoints import latest_checkpoint, load_weights
 
@@ -123,6 +125,30 @@ def _with_parts_of(trained, text, overrides, path):
 def _without_weights(definition):
     """A definition without the file that a training started from: what is judged are the weights that it saved."""
     return re.sub(r"\n\s*weights:.*", "", definition)
+
+
+def open_saved(argv, needs=()):
+    """Build a configuration for saved encoders outside of a run, as the notebook does.
+
+    Parameters
+    ----------
+    argv : list of str
+        A YAML with `ssl_checkpoints_dir`, run options and overrides, as on a command line.
+    needs : sequence of str
+        Keys that the YAML must have.
+
+    Returns
+    -------
+    hparams : dict
+        With the encoder and front end that the run was trained with.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+    folders : list of str
+        The encoders' task folders, in order.
+    """
+    file, run_opts, overrides = parse_arguments("", argv)
+    text, overrides = as_trained(read_text(file), overrides)
+    hparams = load_config(file, overrides, run_opts, needs, text)
+    return hparams, run_opts, find_checkpoints(hparams["ssl_checkpoints_dir"])
 
 
 def load_encoder(task_folder, modules):
