@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,20 +23,18 @@ from helpers import store as helper
 from helpers.store import only_folder, write_clip
 from utils.io.errors import InputError
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+REPO = Path(__file__).parents[1]
 
 # name, rate in Hz, channels, seconds, subtype: what UrbanSound8K and its like are made of
 KINDS = [
     ("8bit.wav", 11025, 1, 0.5, "PCM_U8"),
     ("16bit.wav", 16000, 1, 0.5, "PCM_16"),
     ("24bit_stereo.wav", 48000, 2, 0.5, "PCM_24"),
-    ("32bit.wav", 44100, 1, 0.3, "PCM_32"),
+    ("32bit_8khz.wav", 8000, 1, 0.3, "PCM_32"),
     ("float.wav", 44100, 2, 0.5, "FLOAT"),
     ("double.wav", 22050, 1, 0.3, "DOUBLE"),
     ("ms_adpcm.wav", 22050, 1, 0.5, "MS_ADPCM"),
     ("ima_adpcm.wav", 44100, 2, 0.5, "IMA_ADPCM"),
-    ("8khz.wav", 8000, 1, 0.5, "PCM_16"),
-    ("44khz.wav", 44100, 2, 0.5, "PCM_16"),
     ("5_channels.wav", 48000, 5, 0.2, "PCM_16"),
     ("192khz.wav", 192000, 2, 0.2, "PCM_24"),
     ("short.wav", 44100, 1, 0.05, "PCM_16"),
@@ -116,10 +115,10 @@ def test_live_audio_is_bit_identical(kinds, stores):
     np.testing.assert_array_equal(live.lengths, store.lengths)
     for clip, length in enumerate(store.lengths.tolist()):
         for start, stop in [(0, None), (0, 0), (length // 3, length // 2), (length - 1, length)]:
-            a, b = store.read(clip, start, stop), live.read(clip, start, stop)
-            assert a.dtype == b.dtype == np.float32 and len(a) == (length if stop is None else stop - start)
-            np.testing.assert_array_equal(a, b)
-            np.testing.assert_array_equal(a, store.read(clip)[start:stop])
+            stored, decoded = store.read(clip, start, stop), live.read(clip, start, stop)
+            assert stored.dtype == decoded.dtype == np.float32
+            np.testing.assert_array_equal(stored, decoded)
+            np.testing.assert_array_equal(stored, store.read(clip)[start:stop])
     np.testing.assert_array_equal(live.peaks, store.peaks)
 
 
@@ -145,13 +144,11 @@ def test_read_refuses_what_lies_outside_the_clip(simple, stores):
             store.read(0, start, stop)
 
 
-@pytest.mark.parametrize(
-    "rate, wanted", [(8000, 16000), (44100, 16000), (48000, 16000), (11025, 16000), (192000, 8000)]
-)
-def test_resampled_length_is_soxrs(rate, wanted):
-    for frames in [*range(1, 60), 999, 1000, 1001, 44099, 44101]:
-        made = soxr.resample(np.ones(frames, np.float32), rate, wanted, quality="HQ")
-        assert resampled_length(frames, rate, wanted) == len(made), frames
+def test_resampled_length_is_soxrs():
+    for rate, wanted in [(8000, 16000), (44100, 16000), (48000, 16000), (11025, 16000), (192000, 8000)]:
+        for frames in [*range(1, 60), 999, 1000, 1001, 44099, 44101]:
+            made = soxr.resample(np.ones(frames, np.float32), rate, wanted, quality="HQ")
+            assert resampled_length(frames, rate, wanted) == len(made), (rate, frames)
 
 
 def test_quantise_keeps_faint_and_silent_clips():
@@ -180,15 +177,6 @@ def test_a_second_opening_builds_nothing_in_whatever_order(simple, stores, caplo
     assert listing(only_folder(stores)) == WHOLE
 
 
-def test_absolute_paths(simple, stores):
-    data, paths = simple
-    absolute = [os.path.join(data, path) for path in paths]
-    for folder in (stores, None):
-        relative, other = (open_store(data, names, store_folder=folder) for names in (paths, absolute))
-        assert other.contents == relative.contents and [other.name(clip) for clip in range(6)] == paths
-        np.testing.assert_array_equal(other.read(3), relative.read(3))
-
-
 def test_changed_source_file_is_noticed(simple, stores, caplog):
     data, paths = simple
     old = open_store(data, paths, store_folder=stores)
@@ -210,11 +198,6 @@ def test_changed_source_file_is_noticed(simple, stores, caplog):
         pickle.loads(pickle.dumps(old)).read(2)
 
 
-def lengthen(path):
-    with open(path, "ab") as file:
-        file.write(b"\0\0")
-
-
 def other_lengths(path):
     """A sound file, but of other clips."""
     with np.load(path) as file:
@@ -228,7 +211,7 @@ def other_lengths(path):
     "part, damage",
     [
         ("samples", lambda path: os.truncate(path, os.path.getsize(path) - 2)),
-        ("samples", lengthen),
+        ("samples", lambda path: os.truncate(path, os.path.getsize(path) + 2)),
         ("samples", os.unlink),
         ("index", os.unlink),
         ("index", other_lengths),
@@ -236,8 +219,7 @@ def other_lengths(path):
 )
 def test_damaged_store_is_built_again(simple, stores, caplog, part, damage):
     open_store(*simple, store_folder=stores)
-    folder = only_folder(stores)
-    (path,) = (os.path.join(folder, name) for name in os.listdir(folder) if name.startswith(part))
+    (path,) = Path(only_folder(stores)).glob(f"{part}-*")
     damage(path)
     caplog.clear()
     mended = open_store(*simple, store_folder=stores)
@@ -249,11 +231,9 @@ def test_damaged_store_is_built_again(simple, stores, caplog, part, damage):
 
 
 def edit_manifest(stores, without=(), **changes):
-    path = os.path.join(only_folder(stores), "store.json")
-    with open(path) as file:
-        manifest = json.load(file)
-    with open(path, "w") as file:
-        json.dump({key: value for key, value in manifest.items() if key not in without} | changes, file)
+    path = Path(only_folder(stores)) / "store.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in without}
+    path.write_text(json.dumps(kept | changes))
 
 
 def test_a_store_of_earlier_versions_is_not_built_again(simple, stores, caplog):
@@ -286,23 +266,17 @@ def test_rates_have_stores_of_their_own(simple, stores):
 def spoil(data):
     """Add bad clips, each bad in its own way. Returns path -> what its reason must say."""
 
-    def add(name, content):
-        with open(os.path.join(data, name), "wb") as file:
-            file.write(content)
-
-    add("empty.wav", b"")
-    add("text.wav", b"this is no audio at all" * 50)
-    add("headerless.raw", bytes(1000))
-    sf.write(os.path.join(data, "no_frames.wav"), np.zeros((0, 1)), 16000)
+    data = Path(data)
+    (data / "empty.wav").write_bytes(b"")
+    (data / "text.wav").write_bytes(b"this is no audio at all" * 50)
+    (data / "headerless.raw").write_bytes(bytes(1000))
+    sf.write(data / "no_frames.wav", np.zeros((0, 1)), 16000)
     for value in ("nan", "inf"):
-        wav = np.full(1600, 0.1, dtype=np.float32)
-        wav[800] = float(value)
-        sf.write(os.path.join(data, f"{value}.wav"), wav, 44100, subtype="FLOAT")
-    sf.write(os.path.join(data, "full.flac"), np.random.default_rng(0).uniform(-0.5, 0.5, 20000), 16000)
-    with open(os.path.join(data, "full.flac"), "rb") as file:
-        add("cut_short.flac", file.read()[:9000])
-    sf.write(os.path.join(data, "one_frame.wav"), np.full(1, 0.5), 192000)
-    os.mkdir(os.path.join(data, "folder.wav"))
+        sf.write(data / f"{value}.wav", np.r_[np.full(800, 0.1), float(value), 0], 44100, subtype="FLOAT")
+    sf.write(data / "cut_short.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 20000), 16000)
+    os.truncate(data / "cut_short.flac", 9000)
+    sf.write(data / "one_frame.wav", np.full(1, 0.5), 192000)
+    (data / "folder.wav").mkdir()
     return {
         "missing.wav": "no such file",
         "folder.wav": "not a file",
