@@ -20,6 +20,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedData
 
 from datasets.batches import EpochSampler
+from helpers.docs import blocks
 from helpers.lab import REPO, Lab
 from helpers.torchrun import EQUAL, TASKS, Site, assert_same_bits, finish, torchrun, weights_of
 from models import pann
@@ -357,7 +358,7 @@ def test_the_second_of_two_identical_runs_is_refused_until_the_first_is_gone(sit
     assert "Another process" not in third.communicate()[0].decode()
 
 
-# The README's commands, with one process a node instead of four, a small encoder, and two nodes that are this machine
+# The commands of docs/clusters.md, with one process a node, a small encoder, and two nodes that are this machine
 
 SMALL = "--encoder=pann_tiny --emb_dim=16 --batch_size=4 --train_duration=0.3 --num_workers=0 --debug"
 SRUN = """#!/bin/bash
@@ -365,17 +366,12 @@ for node in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & jobs="$jobs $!"; done
 for job in $jobs; do wait "$job" || code=1; done
 exit "${code:-0}"
 """
-
-
-def readme_blocks():
-    text = (REPO / "README.md").read_text()
-    section = re.search(r"\n## Several processes\n(.*?)\n## ", text, re.DOTALL)[1]
-    return re.findall(r"\n```\n(.*?)\n```", section, re.DOTALL)
+BLOCKS = [block.text for block in blocks("bash", containing="torchrun ")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", readme_blocks(), ids=["one node", "several nodes", "SLURM"])
-def test_the_readmes_commands_run(lab, tmp_path, block):
+@pytest.mark.parametrize("block", BLOCKS, ids=["one node", "several nodes", "SLURM"])
+def test_the_commands_of_the_docs_run(lab, tmp_path, block):
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]

@@ -17,6 +17,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 
 from datasets import store_build
 from helpers.desk import Desk, write_sounds
+from helpers.docs import blocks
 from helpers.lab import REPO
 from utils.evaluation import embeddings, probe
 from utils.evaluation.probe import Evaluation
@@ -316,11 +317,10 @@ def test_all_processes_of_a_run_agree(tmp_path):
 
 
 @pytest.mark.parametrize("code, requeued", [(143, True), (2, False)])
-def test_the_readmes_job_goes_on_after_its_time_limit(tmp_path, code, requeued):
+def test_the_job_of_the_docs_goes_on_after_its_time_limit(tmp_path, code, requeued):
     """With a trainer and a scontrol of the test's own."""
-    readme = (REPO / "README.md").read_text()
-    (job,) = [block for block in readme.split("```") if "scontrol requeue" in block]
-    (tmp_path / "job.sh").write_text(job.lstrip())
+    (job,) = blocks("bash", containing="scontrol requeue")
+    (tmp_path / "job.sh").write_text(job.text)
     # Its start takes a while, as a trainer's does: until then the shell has set its trap.
     trainer = f"trap 'exit {code}' TERM; sleep 1; touch started; while :; do sleep 0.05; done"
     for name, content in (("python", trainer), ("scontrol", "echo $* > asked")):
