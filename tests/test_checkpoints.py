@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import REPO
 from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.epoch_loop import EpochCounter
 
+from helpers.lab import REPO
 from utils.training.brain import TaskBrain
 from utils.training.checkpoints import (
     AtomicCheckpointer,

@@ -12,7 +12,8 @@ import textwrap
 
 import pytest
 import speechbrain
-from conftest import REPO
+
+from helpers.lab import REPO
 
 REVIEWED = {  # SpeechBrain's method: start of the SHA-256 of its source in version 1.1.2
     "Brain._recover": "c334a3ac00bba1c2",

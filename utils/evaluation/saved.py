@@ -16,8 +16,8 @@ from utils.run.config import load_config
 from utils.run.folder import as_text, read_settings, same_setting
 from utils.run.keys import ENCODER_KEYS
 from utils.run.yaml_text import plain_keys, read_text
-from utils.training.brain import FRONT_END
 from utils.training.checkpoints import latest_checkpoint, load_weights
+from utils.training.context import FRONT_END
 
 logger = logging.getLogger(__name__)
 

@@ -6,102 +6,26 @@ and `compute_objectives`, a function of that dict; the loops are SpeechBrain's.
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from time import monotonic
 
 import numpy as np
-import pandas as pd
 import speechbrain as sb
 import torch
-import yaml
-from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
-from speechbrain.utils.distributed import ddp_broadcast
-from speechbrain.utils.epoch_loop import EpochCounter
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.embed import extract_features
 from models.methods import METHODS
-from models.methods.base import Method, View
+from models.methods.base import View
 from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
 from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
-from utils.run.signals import Stopped, stop_signals
 from utils.strategies import make_strategy
-from utils.strategies.base import Strategy
-from utils.training.best_epoch import BestEpoch
-from utils.training.collapse import Spread, collapse_warning
-from utils.training.schedulers import WarmupCosineScheduler
-from utils.training.steps import AccuracyCount, FiniteSteps
+from utils.training.collapse import collapse_warning
+from utils.training.saving import SavedTraining
+from utils.training.steps import AccuracyCount
 
 logger = logging.getLogger(__name__)
-
-FRONT_END = ("compute_features", "augment", "mean_var_norm")
-
-
-def handed_on(modules):
-    """The modules that are saved after a task and that the next one starts from: all with a state, but for the parts of
-    the front end that aren't trained."""
-    return {
-        name: module
-        for name, module in modules.items()
-        if module.state_dict() and (name not in FRONT_END or any(p.requires_grad for p in module.parameters()))
-    }
-
-
-@dataclass
-class TaskContext:
-    """What a Brain has to know of the task that it trains.
-
-    Attributes
-    ----------
-    index : int
-        The task's number, from 0.
-    folder, previous_folder : str
-        Where the checkpoints of this task and of the one before go; `previous_folder` is "" for task 0.
-    rows : pandas.DataFrame
-        The clips of an epoch, one row each: `clip` (number in the store), `label`, ...
-    store : datasets.store.AudioStore or datasets.store.LiveAudio
-    method : models.methods.base.Method, optional
-        None where no self-supervised loss is used.
-    strategy : utils.strategies.base.Strategy
-    epochs, steps_per_epoch : int
-    seed : int
-        The experiment's.
-    schedule : callable
-        Step from 0 -> learning rate.
-    counter : speechbrain.utils.epoch_loop.EpochCounter
-    on_step : callable
-        Called after each step with (task, epoch, loss tensor).
-    on_epoch : callable
-        Called after each epoch with a dict of figures.
-    best : utils.training.best_epoch.BestEpoch, optional
-        Where each epoch is validated: keeps the best one's weights, which become the task's.
-    save_costs : callable
-        Called after each epoch, see `utils.run.costs.training_costs`.
-    losses : dict
-        Sum and count of each finite loss of the epoch so far.
-    """
-
-    index: int
-    folder: str
-    previous_folder: str
-    rows: pd.DataFrame
-    store: Sequence
-    method: Method | None
-    strategy: Strategy
-    epochs: int
-    steps_per_epoch: int
-    seed: int
-    schedule: WarmupCosineScheduler
-    counter: EpochCounter
-    on_step: Callable
-    on_epoch: Callable
-    best: BestEpoch | None = None
-    save_costs: Callable = lambda: None
-    losses: dict = field(default_factory=dict)
 
 
 def _fused_as_made(optimizer, state):
@@ -112,13 +36,7 @@ def _fused_as_made(optimizer, state):
     return {**state, "param_groups": [{**group, **chosen} for group in state["param_groups"]]}
 
 
-def _seconds_to_save(modules):
-    """Estimate the time of a checkpoint before one was timed: weights and momentum at 200 MB a second."""
-    return sum(2 * weight.numel() * weight.element_size() for weight in modules.parameters()) / 2e8
-
-
-@register_checkpoint_hooks
-class TaskBrain(AccuracyCount, FiniteSteps):
+class TaskBrain(AccuracyCount, SavedTraining):
     """One task of an encoder's training.
 
     Parameters
@@ -161,14 +79,8 @@ class TaskBrain(AccuracyCount, FiniteSteps):
         return call_with_keys(METHODS[name], hparams)
 
     def __init__(self, task, **kwargs):
-        super().__init__(**kwargs)
-        self.task, self.method, self.strategy = task, task.method, task.strategy
-        self.figures, self.stopping, self.plain = {}, 0, False
-        self.spread, self.has_collapsed = Spread(), False
-        self.handed_on = tuple(handed_on(self.modules))
-        if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
-        self.last_save, self.save_seconds = monotonic(), _seconds_to_save(self.modules)
+        super().__init__(task, **kwargs)
+        self.method, self.strategy, self.plain = task.method, task.strategy, False
 
     def on_fit_start(self):
         """Let the strategy prepare the task, then wrap modules, make optimizers and load the newest checkpoint."""
@@ -350,7 +262,7 @@ class TaskBrain(AccuracyCount, FiniteSteps):
             self.task.best.update(epoch, accuracy, stage_loss)
             self.figures |= {"valid_loss": stage_loss, "valid_accuracy": accuracy}
         if stage == sb.Stage.VALID or self.task.best is None:
-            self._end_epoch(epoch)
+            self.end_epoch(epoch)
 
     def _warn_of_collapse(self):
         """Warn once a task."""
@@ -358,73 +270,3 @@ class TaskBrain(AccuracyCount, FiniteSteps):
         if warning and not self.has_collapsed:
             logger.warning("task %d, epoch %d: %s", self.task.index, self.figures["epoch"], warning)
             self.has_collapsed = True
-
-    # Checkpoints
-
-    def _end_epoch(self, epoch):
-        """Log the epoch; save it if it is the task's last, if saving so far took less than its share of the time, or if
-        a signal asks to stop."""
-        self.task.losses.clear()
-        self.spread.clear()
-        self.task.on_epoch(self.figures)
-        self.task.save_costs()
-        self.stopping = stop_signals.asked(self.device)
-        if epoch == self.task.epochs:
-            if self.task.best is not None:
-                self.task.best.restore()
-            self.strategy.after_task(self)
-            self._save_finished()
-        elif self.stopping or ddp_broadcast(
-            monotonic() - self.last_save >= self.save_seconds / self.hparams.ckpt_overhead
-        ):
-            begun = monotonic()
-            self.checkpointer.save_and_keep_only(meta={"epoch": epoch}, num_to_keep=1)
-            self.last_save = monotonic()
-            self.save_seconds = self.last_save - begun
-        self._stop_if_asked()
-
-    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Also where a signal asks to stop; SpeechBrain looks here after each step."""
-        self.stopping = stop_signals.asked(self.device)
-        return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-
-    def _save_intra_epoch_ckpt(self):
-        """Save as SpeechBrain does, and end the run if a signal asked for that."""
-        self.spread.collect()
-        super()._save_intra_epoch_ckpt()
-        self._stop_if_asked()
-
-    def evaluate_batch(self, batch, stage):
-        """In the middle of a validation, a signal ends the run as after the epoch's last step: it is validated anew. Of
-        several processes, which may have unequally many batches, it ends the run after the validation."""
-        loss = super().evaluate_batch(batch, stage)
-        self.stopping = stop_signals.signum if world_size() == 1 else 0
-        if self.stopping:
-            self.step = self.task.steps_per_epoch
-            self._save_intra_epoch_ckpt()
-        return loss
-
-    def _stop_if_asked(self):
-        if self.stopping:
-            raise Stopped(self.stopping)
-
-    @mark_as_saver
-    def _save(self, path):
-        """Add the losses so far to what SpeechBrain saves in the middle of an epoch."""
-        super()._save(path)
-        with open(path, "a", encoding="utf-8") as file:
-            losses = {name: [float(total), int(count)] for name, (total, count) in self.task.losses.items()}
-            yaml.safe_dump({"losses": losses}, file)
-
-    @mark_as_loader
-    def _recover(self, path, end_of_epoch):
-        super()._recover(path, end_of_epoch)
-        with open(path, encoding="utf-8") as file:
-            self.task.losses.update({name: tuple(entry) for name, entry in yaml.safe_load(file)["losses"].items()})
-
-    def _save_finished(self):
-        """Keep the weights of the task, and nothing that only its training needed."""
-        kept = {*self.handed_on, "counter"}
-        self.checkpointer.recoverables = {k: v for k, v in self.checkpointer.recoverables.items() if k in kept}
-        meta = {"epoch": self.task.epochs, "finished": True}
-        self.checkpointer.save_and_keep_only(meta=meta, num_to_keep=1)

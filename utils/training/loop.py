@@ -21,7 +21,6 @@ from utils.run.processes import main_only, rank, world_size
 from utils.run.signals import quiet_worker, stop_signals
 from utils.strategies import make_strategy
 from utils.training.best_epoch import BestEpoch
-from utils.training.brain import TaskContext, handed_on
 from utils.training.checkpoints import (
     AtomicCheckpointer,
     is_finished,
@@ -29,6 +28,7 @@ from utils.training.checkpoints import (
     set_aside_damaged,
     sweep_replaced,
 )
+from utils.training.context import TaskContext, handed_on
 from utils.training.plan import plan_tasks
 from utils.training.progress import RunProgress
 from utils.training.schedulers import WarmupCosineScheduler
