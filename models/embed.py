@@ -1,22 +1,22 @@
-"""From waveforms to embeddings: the one way for training and evaluation.
+"""From waveforms to embeddings, for training and evaluation alike.
 
 Legend: B clips, T frames, F mel bands, D features.
 """
 
 
 def embed(modules, wav, lengths, augment=False):
-    """Waveforms to embeddings, the one way for training and evaluation.
+    """Embed waveforms.
 
     Parameters
     ----------
     modules : mapping
-        `compute_features`, `mean_var_norm`, `embedding_model` and, where asked for, `augment`.
+        `compute_features`, `mean_var_norm`, `embedding_model` and, for `augment=True`, `augment`.
     wav : torch.Tensor
         [B, samples].
     lengths : torch.Tensor
         [B], relative to the longest.
     augment : bool
-        Whether these are training views.
+        Augment the features, for training views.
 
     Returns
     -------
