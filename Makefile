@@ -1,4 +1,4 @@
-# make demo: the main job on synthetic sounds. make test: the tests. Each makes .venv first where there is none.
+# make demo: the main job on synthetic sounds. make test: the tests. Both install into .venv first if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,11 +6,10 @@ DEMO := results/demo
 
 .PHONY: demo test lint clean
 
-# A CPU-only torch can't load torchaudio's CUDA extension; torchaudio does without where the file is absent.
-$(VENV)/.ready: requirements.txt
+# A CPU-only torch can't load torchaudio's CUDA extension, and torchaudio works without the file.
+$(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -c "import torch, importlib.util as u, pathlib as p; \
 	  lib = p.Path(u.find_spec('torchaudio').origin).parent / 'lib'; \
 	  [f.unlink() for f in lib.glob('_torchaudio*.so') if torch.version.cuda is None]"

@@ -1,4 +1,4 @@
-"""Everything that has weights or a gradient: encoders, heads, norms, front end, losses.
+"""Everything that has weights or a gradient: encoders, heads, norms, front ends, losses.
 
-Nothing here knows a script, a YAML or a data set.
+These modules know no script, no YAML and no data set.
 """

@@ -1,6 +1,6 @@
-"""The encoders by name, so that one override of the YAML key ``encoder`` changes them.
+"""The encoders by name, as the YAML key ``encoder`` chooses them.
 
-A new encoder is one line in `ENCODERS`: a function of (n_mels, emb_dim, norm_type) that returns a module which maps
+To add one, add a line to `ENCODERS`: a function of (n_mels, emb_dim, norm_type) that returns a module which maps
 features [B, T, F] and relative lengths [B] to embeddings [B, 1, D].
 """
 
@@ -16,7 +16,7 @@ def _pann(*channels):
 
 
 def _ecapa(channels, last):
-    """Its norms are part of the architecture, so `norm_type` has nothing to set."""
+    """Make a builder that ignores `norm_type`: ECAPA-TDNN's batch norms are part of the architecture."""
     return lambda n_mels, emb_dim, norm_type: ECAPA(n_mels, emb_dim, channels, last)
 
 
@@ -31,7 +31,7 @@ ENCODERS = {
 
 
 def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn", weights=None):
-    """Build an encoder with fresh weights, or with those of a file.
+    """Build an encoder with random weights, or with those of a file.
 
     Parameters
     ----------
@@ -54,7 +54,9 @@ def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn", weights=None):
     Raises
     ------
     ValueError
-        Unknown name or norm; the text lists the known ones. (As InputError: a file that can't be used.)
+        Unknown name or norm; the text lists the known ones.
+    InputError
+        A file of weights that can't be used.
     """
     if name not in ENCODERS:
         raise ValueError(f"Unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}.")

@@ -1,8 +1,8 @@
 """From waveform to the encoder's input: front ends by name, and augmentation of log-mel features.
 
 Legend: B clips, S samples, T frames, F mel bands. A front end is SpeechBrain's `Fbank` with the YAML's settings, or
-torchlibrosa's log-mel with those of the published PANNs; a new one is one line in `FRONT_ENDS`. The mean normalisation
-is SpeechBrain's `InputNormalization`. `SpecAugment` joins SpeechBrain's augmentations in the paper's order.
+torchlibrosa's log-mel with those of the published PANNs. To add one, add a line to `FRONT_ENDS`. The mean normalisation
+is SpeechBrain's `InputNormalization`. `SpecAugment` applies SpeechBrain's augmentations in the paper's order.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from torchlibrosa.stft import LogmelFilterBank, Spectrogram
 class PANNFeatures(nn.Module):
     """Log-mel features as the published PANNs take them (arXiv 1912.10211, section III), in dB of power 1.
 
-    Hann window, frames centred on their time with reflected ends, Slaney's mel scale, floor at -100 dB. Nothing in it
-    is trained. It computes in full single precision, under autocast and on GPUs with TF32 too: with fewer digits, a
-    loud tone hides the quiet bands beside it. The parts have the names they have in the published files.
+    Hann window, centred frames with reflected ends, Slaney's mel scale, floor at -100 dB. No part of it is trained. It
+    computes in full single precision, also under autocast and on GPUs with TF32: with fewer digits, a loud tone hides
+    the quiet bands beside it. Its parts are named as in the published files.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class PANNFeatures(nn.Module):
         Parameters
         ----------
         wav : torch.Tensor
-            [B, S]; a clip too short for its ends to be reflected gets silence behind it.
+            [B, S]; a clip that is too short for its ends to be reflected is padded with silence.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class PANNFeatures(nn.Module):
 
 @contextlib.contextmanager
 def _exact_convolution():
-    """Keep a GPU from rounding to TF32, which changes bands that are 80 dB below another by several dB."""
+    """Switch off TF32 on a GPU: it changes bands that are 80 dB below another by several dB."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -97,13 +97,13 @@ PANN_FRONT_ENDS = {  # of the two published Cnn14: samples and Hz
 
 
 def _fbank(fbank, sample_rate, n_mels):
-    """SpeechBrain's, as the YAML describes it."""
+    """Build SpeechBrain's front end, as the YAML describes it."""
     del sample_rate, n_mels
     return fbank()
 
 
 def _pann(name):
-    """A builder of a published front end, which can't be had at another rate or size."""
+    """Make a builder of a published front end, which has one sample rate and one number of mel bands."""
 
     def build(fbank, sample_rate, n_mels):
         del fbank
@@ -122,14 +122,14 @@ FRONT_ENDS = {"fbank": _fbank, **{name: _pann(name) for name in PANN_FRONT_ENDS}
 
 
 def make_front_end(name, fbank, sample_rate, n_mels):
-    """Build what turns waveforms into log-mel features.
+    """Build the front end, which turns waveforms into log-mel features.
 
     Parameters
     ----------
     name : str
         A key of `FRONT_ENDS`: "fbank"; "pann_16k" or "pann_32k" for weights of an AudioSet-pretrained PANN.
     fbank : callable
-        Builds the front end "fbank"; not called for another.
+        Builds the front end "fbank"; not called for the others.
     sample_rate : int
         Hz of the waveforms.
     n_mels : int
@@ -143,7 +143,7 @@ def make_front_end(name, fbank, sample_rate, n_mels):
     Raises
     ------
     ValueError
-        Unknown name (the text lists the known ones), or a rate or number of bands that the front end doesn't have.
+        Unknown name (the text lists the known ones), or a rate or number of bands that the front end can't have.
     """
     if name not in FRONT_ENDS:
         raise ValueError(f"Unknown front_end {name!r}: choose one of {', '.join(FRONT_ENDS)}.")
@@ -151,21 +151,21 @@ def make_front_end(name, fbank, sample_rate, n_mels):
 
 
 class NoNormalisation(nn.Module):
-    """The identity in the mean normalisation's place."""
+    """The identity, in place of the mean normalisation."""
 
     def forward(self, features, lengths):
-        """Return features [B, T, F] as they are."""
+        """Return the features [B, T, F]."""
         del lengths
         return features
 
 
 def make_mean_norm(mean_norm):
-    """SpeechBrain's mean normalisation of each clip and mel band, or none.
+    """Build SpeechBrain's mean normalisation of each clip and mel band, or the identity.
 
     Parameters
     ----------
     mean_norm : bool
-        False for AudioSet-pretrained PANNs: their first layer normalises.
+        False for AudioSet-pretrained PANNs, whose first layer normalises.
 
     Returns
     -------
@@ -178,8 +178,8 @@ def make_mean_norm(mean_norm):
 class SpecAugment(nn.Module):
     """Time warp, frequency masks and time masks (SpecAugment, arXiv 1904.08779), optionally a roll and a shift.
 
-    Masks come before the mean normalisation, so one that is filled with zeros is 0 dB, far above a quiet clip. All
-    draws come from torch's generator: seed that, and the views are the same again.
+    Masks come before the mean normalisation, so zeros are 0 dB, far above a quiet clip. All draws come from torch's
+    generator.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ class SpecAugment(nn.Module):
     n_time_masks : int
         Time masks per clip.
     mask_fill : str
-        What masks are filled with: "zeros" (0 dB), or "mean" (of all the batch).
+        Value of the masks: "zeros" (0 dB), or "mean" (of the whole batch).
     time_roll : int
         Longest circular roll in time, frames; 0 switches it off.
     freq_shift : int
@@ -228,17 +228,19 @@ class SpecAugment(nn.Module):
         self.steps = nn.Sequential(*steps)
 
     def forward(self, features):
-        """Augment features [B, T, F] -> [B, T, F]; the input may be overwritten."""
+        """Augment features, [B, T, F] -> the same; may overwrite them."""
         return self.steps(features)
 
 
 class _Shift(nn.Module):
-    """SpeechBrain's RandomShift, drawn on the CPU as its time warp is: it waits for a GPU. [B, T, F] -> the same.
+    """Roll the whole batch along one axis, [B, T, F] -> the same.
+
+    SpeechBrain's RandomShift draws on the GPU and waits for it; this draws on the CPU, as SpeechBrain's time warp does.
 
     Parameters
     ----------
     least, most : int
-        Shift of the whole batch.
+        Bounds of the shift.
     dim : int
         1 rolls frames, 2 mel bands.
     """
@@ -252,12 +254,14 @@ class _Shift(nn.Module):
 
 
 class _Masks(nn.Module):
-    """SpeechBrain's SpectrogramDrop with its own draws, where it waits for a GPU three times a call, this never does.
+    """Mask frames or mel bands as SpeechBrain's SpectrogramDrop does, with the same draws.
+
+    SpectrogramDrop waits for a GPU three times a call; this never does.
 
     Parameters
     ----------
     width, count : int
-        Of each clip's masks; widths are drawn from 0 to `width`.
+        Masks of each clip; their widths are drawn from 0 to `width`.
     fill : str
         "zeros" or "mean".
     dim : int
@@ -269,14 +273,14 @@ class _Masks(nn.Module):
         self.width, self.count, self.fill, self.dim = width, count, fill, dim
 
     def forward(self, features):
-        """Mask features [B, T, F], which may be overwritten."""
+        """Mask features, [B, T, F] -> the same; may overwrite them."""
         size, device = features.shape[self.dim], features.device
-        torch.randint(1, (1,), device=device)  # there, of the number of masks: the draws after it stay the same
+        torch.randint(1, (1,), device=device)  # SpectrogramDrop draws the number of masks here
         widths = torch.randint(self.width + 1, (len(features), self.count), device=device).unsqueeze(2)
         starts = torch.randint(size, (len(features), self.count), device=device).unsqueeze(2)  # [B, count, 1]
         places = torch.arange(size, device=device)
         masked = ((starts <= places) & (places < starts + widths)).any(dim=1)  # [B, T or F]
         masked = masked.unsqueeze(3 - self.dim)
-        if self.fill == "mean":  # masked_fill_ would fetch the mean from the device
+        if self.fill == "mean":  # masked_fill_ would wait for the mean
             return torch.where(masked, features.mean().detach(), features)
         return features.masked_fill_(masked, 0.0)

@@ -1,6 +1,6 @@
-"""Heads on top of the embedding: projector, predictor, linear classifier.
+"""Heads on top of the embedding: projector, predictor, linear classifier. They know no loss.
 
-They know no loss. Legend: B clips, D embedding features, C classes.
+Legend: B clips, D embedding features, C classes.
 """
 
 from torch import nn

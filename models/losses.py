@@ -7,8 +7,11 @@ from torch import nn
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes, in their order. Every process computes the same loss from them, and
-    DistributedDataParallel takes the mean of the gradients where their sum is meant: hence the factor."""
+    """Gather the rows of all processes, in the order of their ranks.
+
+    Every process computes the same loss from them. DistributedDataParallel averages the gradients of the processes, and
+    the sum is needed, so the backward pass multiplies by the world size.
+    """
 
     @staticmethod
     def forward(ctx, rows):
@@ -24,7 +27,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(rows):
-    """[B, D] of this process to those of all processes, with gradient; as it is where there is but one."""
+    """Gather [B, D] of this process to those of all processes, with gradient; in a single process, return it."""
     return _Gather.apply(rows.contiguous()) if dist.is_available() and dist.is_initialized() else rows
 
 
@@ -32,7 +35,7 @@ class NTXentLoss(nn.Module):
     """Normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709, equation 1).
 
     Every clip's two views are each other's positive; the other 2B - 2 views of the batch are the negatives. With
-    several processes the batch is that of all of them, and so are the loss and, once averaged, the gradients.
+    several processes the batch, and so the loss, is that of all of them.
 
     Parameters
     ----------
@@ -47,7 +50,7 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, z1, z2):
-        """Mean loss over the 2B views, a scalar, in at least single precision.
+        """Return the mean loss over the 2B views, a scalar in at least single precision.
 
         Parameters
         ----------
@@ -63,11 +66,10 @@ class NTXentLoss(nn.Module):
 
 
 class NegativeCosine(nn.Module):
-    """Negative cosine similarity of a prediction and a target without gradient (SimSiam, arXiv 2011.10566, equation 1
-    with the stop-gradient of equation 3)."""
+    """Negative cosine similarity (SimSiam, arXiv 2011.10566, equation 1 with the stop-gradient of equation 3)."""
 
     def forward(self, prediction, target):
-        """Mean over the batch, a scalar from -1 to 1: [B, D] against [B, D], the target detached here."""
+        """Return the mean over the batch of [B, D] against [B, D], a scalar; the target gets no gradient."""
         return -F.cosine_similarity(prediction.float(), target.detach().float(), dim=1).mean()
 
 
@@ -75,5 +77,5 @@ class SoftCrossEntropy(nn.Module):
     """Cross entropy with label probabilities, as mixup makes them (arXiv 1710.09412, section 2)."""
 
     def forward(self, logits, label_probs):
-        """Mean over the batch, a scalar: logits [B, C] against probabilities [B, C]."""
+        """Return the mean over the batch, a scalar, of logits [B, C] against probabilities [B, C]."""
         return F.cross_entropy(logits.float(), label_probs.float())

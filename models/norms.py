@@ -4,8 +4,8 @@ from torch import nn
 
 NORMS = {
     "bn": nn.BatchNorm1d,  # each feature over the batch
-    "in": lambda size: nn.LayerNorm(size, elementwise_affine=False),  # each vector over its features, nothing learnt
-    "ln": nn.LayerNorm,  # the same with a learnt scale and shift
+    "in": lambda size: nn.LayerNorm(size, elementwise_affine=False),  # each vector over its features, without weights
+    "ln": nn.LayerNorm,  # the same with a trained scale and shift
     "id": lambda size: nn.Identity(),
 }
 
@@ -16,7 +16,7 @@ def make_norm(norm_type, size):
     Parameters
     ----------
     norm_type : str
-        A key of `NORMS`. A single vector has no extent but its features, so "in" normalises over these.
+        A key of `NORMS`. "in" normalises over the features, the only axis of a vector.
     size : int
         Features D of the [B, D] input.
 

@@ -1,7 +1,7 @@
 """PANN encoders of any size, made of SpeechBrain's ConvBlock.
 
-With channels 64, 128, 256, 512, 1024, 2048 this is Cnn14 (PANNs, arXiv 1912.10211), weights and outputs equal to
-`speechbrain.lobes.models.Cnn14.Cnn14`; with fewer or narrower blocks it trains on a laptop.
+With channels 64, 128, 256, 512, 1024, 2048 this is Cnn14 (PANNs, arXiv 1912.10211), with the weights and outputs of
+`speechbrain.lobes.models.Cnn14.Cnn14`. With fewer or narrower blocks it trains on a laptop.
 Legend: B clips, T frames, F mel bands, D embedding features.
 """
 
@@ -30,7 +30,7 @@ class PANN(nn.Module):
     Raises
     ------
     ValueError
-        Unknown norm, or more blocks than `n_mels` can be halved.
+        Unknown norm, or too few mel bands for so many blocks.
     """
 
     def __init__(self, n_mels, channels=CNN14_CHANNELS, norm_type="bn", dropout=0.2):
@@ -53,7 +53,7 @@ class PANN(nn.Module):
         features : torch.Tensor
             [B, T, F]; fewer than 2 ** (blocks - 1) frames are padded, after the norm, with zeros.
         lengths : torch.Tensor, optional
-            [B] relative lengths; convolution has no use for them, the argument is there so that encoders are alike.
+            [B] relative lengths. Not used: all encoders have the same arguments.
 
         Returns
         -------
@@ -88,7 +88,7 @@ def _dropout(x, rate):
 
 
 def _input_norm(norm_type, n_mels):
-    """Norm over the mel bands of the input, as Cnn14's first layer. [B, F, T, 1] -> the same."""
+    """Build Cnn14's first layer, a norm of each mel band: [B, F, T, 1] -> the same."""
     norms = {
         "bn": lambda: nn.BatchNorm2d(n_mels),
         "in": lambda: nn.InstanceNorm2d(n_mels, affine=True, track_running_stats=True),
