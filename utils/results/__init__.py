@@ -1,1 +1,1 @@
-"""What results are: metrics, tables, figures, the report."""
+"""Metrics, tables and figures of evaluations, and the report that compares them."""

@@ -79,20 +79,21 @@ def _fields(record):
     `protocol_title` and `classes_grow` are None where the file, of an older version, lacks them and the protocol is not
     known here either.
     """
-    fields = {key: _typed(record[key], str, key) for key in ("protocol", "method", "encoder", "dataset")}
+    names = ("protocol", "method", "encoder", "dataset")
+    fields = {key: _typed(record[key], str, f"{key} is no text") for key in names}
     fields |= {key: {name: _number(record[key].get(name)) for name in METRICS} for key in ("metrics", "floor")}
     fields |= {"seed": int(record["seed"]), "costs": {key: _number(record.get(key)) for key in COSTS}}
-    fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks")
+    fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks is no number")
     known = find_protocol(fields["protocol"])
     title, grow = (known.title, known.classes_grow) if known else (None, None)
-    fields["protocol_title"] = _typed(record.get("protocol_title", title), str | None, "protocol_title")
-    fields["classes_grow"] = _typed(record.get("classes_grow", grow), bool | None, "classes_grow")
+    fields["protocol_title"] = _typed(record.get("protocol_title", title), str | None, "protocol_title is no text")
+    fields["classes_grow"] = _typed(record.get("classes_grow", grow), bool | None, "classes_grow is not true or false")
     return fields
 
 
-def _typed(value, kind, key):
+def _typed(value, kind, complaint):
     if not isinstance(value, kind):
-        raise TypeError(f"{key} is {value!r:.50}")
+        raise TypeError(complaint)
     return value
 
 

@@ -1,8 +1,8 @@
-"""Accuracy tables, and the continual-learning metrics that are read off them.
+"""Accuracy tables, and the continual-learning metrics computed from them.
 
 The table ``a`` has one row per saved encoder and one column per test task: ``a[i, j]`` is the accuracy, a fraction, on
 task ``j`` with the encoder saved after task ``i``. A cell that was not evaluated is NaN, never 0, and so is every
-metric that needs it.
+metric that needs the cell.
 
 Sources: GEM (arXiv 1706.08840: ACC, BWT, FWT), iCaRL (arXiv 1611.07725: average incremental accuracy) and RWalk
 (arXiv 1801.10112: forgetting).
@@ -12,6 +12,8 @@ Shapes: N encoders, T test tasks, C classes.
 
 import csv
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +23,12 @@ from utils.io.files import write_atomically
 METRICS = ("acc", "micro_accuracy", "average_incremental_accuracy", "bwt", "forgetting", "fwt")
 
 
-def accuracy_table(confusions, task_of_class, evaluated=None):
-    """Accuracy of every encoder on every test task.
+def accuracy_table(
+    confusions: Sequence[np.ndarray | None],
+    task_of_class: Sequence[int],
+    evaluated: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """Compute the accuracy of every encoder on every test task.
 
     Parameters
     ----------
@@ -63,37 +69,21 @@ def accuracy_table(confusions, task_of_class, evaluated=None):
     return table
 
 
-def micro_accuracy(confusion):
-    """Correct clips / clips, so that a class weighs as much as it has clips.
+def micro_accuracy(confusion: np.ndarray) -> float:
+    """Divide correct clips by clips, so that a class weighs as much as it has clips; NaN without clips.
 
     Parameters
     ----------
     confusion : array of int [C, C]
         Rows = true class, columns = predicted class.
-
-    Returns
-    -------
-    float
-        A fraction; NaN if the matrix is empty.
     """
     confusion = _as_confusion(confusion)
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total > 0 else float("nan")
 
 
-def per_class_accuracy(confusion):
-    """Correct clips / clips of each true class (its recall).
-
-    Parameters
-    ----------
-    confusion : array of int [C, C]
-        Rows = true class, columns = predicted class.
-
-    Returns
-    -------
-    numpy.ndarray of float [C]
-        Fractions; NaN for a class without clips.
-    """
+def per_class_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Compute the recall of each true class: [C, C] counts -> [C] fractions, NaN for a class without clips."""
     confusion = _as_confusion(confusion)
     totals = confusion.sum(axis=1)  # [C]
     return np.divide(np.diag(confusion), totals, out=np.full(len(confusion), np.nan), where=totals > 0)
@@ -108,8 +98,8 @@ def _as_confusion(confusion):
     return confusion
 
 
-def mean_over_seen(table, aligned=True):
-    """Mean accuracy over the tasks seen so far, after each task.
+def mean_over_seen(table: np.ndarray, aligned: bool = True) -> np.ndarray:
+    """Average the accuracy over the tasks seen so far, after each task.
 
     Parameters
     ----------
@@ -130,8 +120,10 @@ def mean_over_seen(table, aligned=True):
     return np.array([_mean(table[i, :n]) for i, n in enumerate(seen)])
 
 
-def continual_metrics(table, floor=None, aligned=True):
-    """All metrics that one table gives. What can't be computed is NaN.
+def continual_metrics(
+    table: np.ndarray, floor: np.ndarray | None = None, aligned: bool = True
+) -> dict[str, float]:
+    """Compute all metrics of one table; NaN where a metric can't be computed.
 
     Parameters
     ----------
@@ -150,7 +142,7 @@ def continual_metrics(table, floor=None, aligned=True):
         ``average_incremental_accuracy``: mean over i of the mean accuracy over tasks 0..i (iCaRL).
         ``bwt``: mean over j < T-1 of a[T-1, j] - a[j, j]; negative = forgets (GEM).
         ``forgetting``: mean over j < T-1 of max_{j <= l < T-1} a[l, j] - a[T-1, j]; negative = improves (RWalk).
-        ``fwt``: mean over j > 0 of a[j-1, j] - floor[j] (GEM); only a `full` evaluation has these cells.
+        ``fwt``: mean over j > 0 of a[j-1, j] - floor[j] (GEM); needs encoders that were tested on tasks to come.
 
     Raises
     ------
@@ -177,8 +169,8 @@ def continual_metrics(table, floor=None, aligned=True):
     last, learnt = table[-1], np.diag(table)  # [T] both
     metrics["average_incremental_accuracy"] = _mean(mean_over_seen(table))
     metrics["bwt"] = _mean((last - learnt)[:-1])
-    # The best that an EARLIER encoder reached: with the last row among them, forgetting could never be negative.
-    # numpy's max hands a NaN on, as it must: the missing cell might have been the best.
+    # The maximum is over EARLIER encoders: with the last row among them, forgetting could never be negative.
+    # numpy's max of values with a NaN is NaN, as it must be: the missing cell might have been the best.
     best = np.array([table[j:-1, j].max() for j in range(n_tasks - 1)])
     metrics["forgetting"] = _mean(best - last[:-1])
     if floor is not None:
@@ -197,7 +189,7 @@ def _mean(values):
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def write_table(path, table, task_names=None):
+def write_table(path: str | Path, table: np.ndarray, task_names: Sequence[str] | None = None):
     """Save an accuracy table as CSV: a row per encoder, a column per test task, fractions, an empty cell for NaN.
 
     Parameters
@@ -222,25 +214,13 @@ def write_table(path, table, task_names=None):
     write_atomically(path, text.getvalue())
 
 
-def read_table(path):
-    """Read what `write_table` wrote.
-
-    Parameters
-    ----------
-    path : str or Path
-        The CSV file.
-
-    Returns
-    -------
-    table : numpy.ndarray of float [N, T]
-        Accuracies, fractions; NaN for an empty cell.
-    task_names : list of str [T]
-        The column names.
+def read_table(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Read a file that `write_table` wrote: the table [N, T], NaN for an empty cell, and the task names [T].
 
     Raises
     ------
     InputError
-        If the file is no accuracy table.
+        The file is no accuracy table.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
