@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.selection import PROTOCOLS
+from models.encoders import encoder_name
 from utils.io.files import read_json, write_atomically
 from utils.report import summarise
 from utils.results import figures
@@ -60,7 +61,7 @@ def save_results(results, run, trained, encoders):
     record = {
         "protocol": kind,
         "method": hparams.get("method") or trained.get("experiment_name", "encoder"),
-        "encoder": hparams["encoder"],
+        "encoder": encoder_name(hparams["modules"]["embedding_model"]),
         "dataset": data.source,
         "seed": int(trained.get("seed", hparams["seed"])),
         "metrics": metrics["trained"],
