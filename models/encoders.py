@@ -6,6 +6,8 @@ features [B, T, F] and relative lengths [B] to embeddings [B, 1, D].
 
 import os
 
+from torch import nn
+
 from models.ecapa import ECAPA
 from models.pann import CNN14_CHANNELS, PANN
 from models.pretrained import load_pretrained
@@ -30,20 +32,22 @@ ENCODERS = {
 }
 
 
-def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn", weights=None):
+def make_encoder(
+    name: str, n_mels: int = 80, emb_dim: int = 2048, norm_type: str = "bn", weights: str | None = None
+) -> nn.Module:
     """Build an encoder with random weights, or with those of a file.
 
     Parameters
     ----------
-    name : str
+    name
         A key of `ENCODERS`.
-    n_mels : int
+    n_mels
         F, mel bands of the features.
-    emb_dim : int
+    emb_dim
         D, features of the embedding.
-    norm_type : str
+    norm_type
         Norm of the PANN blocks: "bn", "in" or "ln".
-    weights : str, optional
+    weights
         A file of weights to start from, see `models.pretrained`.
 
     Returns
@@ -61,6 +65,17 @@ def make_encoder(name, n_mels=80, emb_dim=2048, norm_type="bn", weights=None):
     if name not in ENCODERS:
         raise ValueError(f"Unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
     encoder = ENCODERS[name](n_mels, emb_dim, norm_type)
+    encoder._name = name  # private: public attributes enter the digest by which embeddings are kept
     if weights:
         load_pretrained(os.path.expanduser(weights), encoder)
     return encoder
+
+
+def encoder_name(encoder: nn.Module) -> str:
+    """Name an encoder for tables and figures: as in `ENCODERS`, else by its architecture, such as "PANN 16-32-64"."""
+    if hasattr(encoder, "_name"):
+        return encoder._name
+    if isinstance(encoder, PANN):
+        blocks = (getattr(encoder, f"conv_block{i}") for i in range(1, encoder.n_blocks + 1))
+        return f"PANN {'-'.join(str(block.conv2.out_channels) for block in blocks)}"
+    return type(encoder).__name__

@@ -1,7 +1,7 @@
 """Embeddings of whole clips, computed once per encoder and kept. Legend: n clips, D features.
 
-A frozen encoder gives a clip the same embedding in every epoch of every probe, so the encoder runs once over each clip
-that an evaluation needs, and the vectors wait in a file beside the encoder's checkpoints for the next one.
+A frozen encoder gives a clip the same embedding in every epoch of every probe. So the encoder runs once over each clip
+that an evaluation needs, and the embeddings are kept in a file beside the encoder's checkpoints for later evaluations.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Embedder:
-    """Runs a frozen encoder over clips.
+    """Embeds clips with a frozen encoder.
 
     Clips of equal length share a batch and none is padded, so an embedding depends on its clip alone.
 
@@ -40,12 +40,12 @@ class Embedder:
     precision : str
         "fp32" or "bf16".
     dim : int, optional
-        D, where it is known: kept embeddings of another size are not used.
+        D, if known: kept embeddings of another size are not used.
 
     Attributes
     ----------
     n_embedded : int
-        Clips that went through the encoder so far.
+        How many clips went through the encoder so far.
     """
 
     def __init__(self, modules, device="cpu", batch_size=32, precision="fp32", dim=None):
@@ -55,8 +55,8 @@ class Embedder:
         self.n_embedded = 0
         keep_freed_memory()
 
-    def key(self):
-        """Digest of all that decides an embedding but the clip: weights, front end, precision."""
+    def key(self) -> str:
+        """Return a digest of what decides an embedding apart from the clip: weights, front end, precision."""
         digest = hashlib.blake2b(digest_size=8)
         for name in sorted(self.modules):
             digest.update(f"{name}{self.modules[name]}{_settings(self.modules[name])}".encode())
@@ -76,7 +76,7 @@ class Embedder:
         clips : sequence of int
             Their numbers in the store.
         what : str
-            Word for the progress bar.
+            Shown in the progress bar.
 
         Returns
         -------
@@ -87,7 +87,7 @@ class Embedder:
         return np.stack([vectors[place] for place in range(len(vectors))])
 
     def embed(self, store, clips, what="clips"):
-        """Embed clips, and yield (place in `clips`, [D] float32) of each as it is done; parameters as for a call."""
+        """Embed clips, and yield (place in `clips`, [D] float32) for each; parameters are those of `__call__`."""
         clips = np.asarray(clips)
         off = not sys.stderr.isatty()
         bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
@@ -101,7 +101,7 @@ class Embedder:
 
 
 def make_embedder(hparams, run_opts):
-    """The embedder of a configuration: its front end and encoder, on the run's device.
+    """Make the embedder of a configuration: its front end and encoder, on the run's device.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def make_embedder(hparams, run_opts):
     Returns
     -------
     Embedder
-        Of these very modules: weights that are loaded into them are the embedder's.
+        It shares the modules with `hparams`, so it uses the weights that are loaded there later.
     """
     modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
     precision = effective_option("eval_precision", hparams, run_opts)
@@ -121,14 +121,20 @@ def make_embedder(hparams, run_opts):
 
 
 def cache_beside(task_folder, output_folder):
-    """The cache that all who judge an encoder share: in ``embeddings``, beside the ``save`` that holds `task_folder`;
-    in `output_folder` where that can't be written."""
+    """Open the cache of an encoder's run, which all evaluations of the run share.
+
+    It is in ``embeddings``, beside the ``save`` folder that holds `task_folder`. Where that folder can't be written,
+    embeddings go to ``embeddings`` in `output_folder`.
+    """
     beside = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "embeddings")
     return EmbeddingCache(beside, fallback=os.path.join(output_folder, "embeddings"))
 
 
 def _settings(module):
-    """Plain attributes of a module and its parts: a front end's settings are no weights and not all in its repr."""
+    """List the plain attributes of a module and its parts.
+
+    A front end's settings are not in its state, and not all in its repr.
+    """
     plain = (int, float, str, bool, type(None))
     found = []
     for name, part in module.named_modules():
@@ -138,16 +144,16 @@ def _settings(module):
 
 
 class EmbeddingCache:
-    """Embeddings in a file, by the clips' content.
+    """Keeps embeddings in a file for each encoder, by the clips' content.
 
-    The file is named by the encoder's digest, and holds an id (path and content) beside each vector: a clip that
-    changed is embedded again, a clip that is there is not. The archive's checksums guard the vectors.
+    The file is named by the encoder's digest, and holds an id (path and content) beside each vector, so that a clip
+    that changed is embedded again. The checksums of the archive (a zip) reveal damage.
 
     Parameters
     ----------
     folder : str
         Where the files are; made at the first write.
-    fallback : str
+    fallback : str, optional
         Where they go if `folder` can't be written.
     """
 
@@ -155,7 +161,9 @@ class EmbeddingCache:
         self.folder, self.fallback = folder, fallback
 
     def get(self, embedder, store, clips, what="clips", key=None):
-        """Embeddings of `clips`, from the file as far as it has them; `key` is the embedder's, if it is at hand.
+        """Return the embeddings of `clips`; embed those that the file lacks, and keep them.
+
+        `key` is the embedder's, where the caller has it.
 
         Returns
         -------
@@ -173,13 +181,13 @@ class EmbeddingCache:
             try:
                 for place, vector in embedder.embed(store, clips[missing], what):
                     known[ids[missing[place]]] = vector
-            finally:  # also where it is stopped: the next start goes on from there
+            finally:  # a stopped run too keeps what it has, and its next start goes on from there
                 if known:
                     self._write(name, known)
         return np.stack([known[clip_id] for clip_id in ids])
 
     def _read(self, path, dim=None):
-        """The vectors in a file by their ids; none, with a warning, if it is damaged."""
+        """Read a file's vectors by their ids; none, with a warning, if the file is damaged."""
         if not os.path.isfile(path):
             return {}
         try:

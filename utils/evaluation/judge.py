@@ -1,5 +1,6 @@
-"""Judging saved encoders: embed once, train a probe per encoder, test it. Legend: n clips, D features, C classes."""
+"""Judge saved encoders: embed once, train a probe per encoder, test it. Legend: n clips, D features, C classes."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -15,22 +16,23 @@ from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
 from utils.run.costs import training_costs
 from utils.run.keys import call_with_keys
+from utils.training.brain import FRONT_END
 
 logger = logging.getLogger(__name__)
 
 
-def standardise(vectors, n_train):
+def standardise(vectors: np.ndarray, n_train: int) -> np.ndarray:
     """Give every feature mean 0 and standard deviation 1 over the first `n_train` vectors, in place.
 
-    The classifier stays linear; its SGD no longer depends on the scale of an encoder's embeddings, as with the norm
-    without weights ahead of the probe in MAE (arXiv 2111.06377, appendix A.1).
+    The classifier stays linear. Its SGD no longer depends on the scale of an encoder's embeddings, as with the norm
+    without weights before the probe in MAE (arXiv 2111.06377, appendix A.1).
 
     Parameters
     ----------
-    vectors : numpy.ndarray
+    vectors
         [n, D] float32.
-    n_train : int
-        The training clips are the first ones.
+    n_train
+        The training clips come first.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def standardise(vectors, n_train):
     """
     train = vectors[:n_train]
     mean = train.mean(0, dtype=np.float64)
-    parts = np.array_split(train, max(1, n_train // 256))  # of all it would be copies
+    parts = np.array_split(train, max(1, n_train // 256))  # so that no copy of all vectors is made
     std = np.sqrt(sum(np.square(part - mean).sum(0) for part in parts) / n_train)
     vectors -= mean.astype(np.float32)
     vectors /= np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0).astype(np.float32)
@@ -47,14 +49,14 @@ def standardise(vectors, n_train):
 
 
 class Evaluation:
-    """Judges one encoder after the other by the same protocol, each once.
+    """Judges one encoder after the other by the same protocol, each only once.
 
     Parameters
     ----------
     brain_class : type
         A subclass of `ProbeBrain`.
     run : utils.run.experiment.Run
-        With its data read.
+        With its data read, and with untrained modules.
     """
 
     def __init__(self, brain_class, run):
@@ -62,6 +64,8 @@ class Evaluation:
         hparams, data = run.hparams, run.data
         self.probe = get_probe(hparams)
         self.protocol = get_protocol(hparams["linclf_train_type"])
+        modules = {name: module for name, module in hparams["modules"].items() if name in FRONT_END}
+        self.untrained_front_end = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
         # Whether every encoder's classifier is trained and tested on all tasks: nothing then depends on the encoder's
         # place in the order.
         all_tested = list(self.protocol.test_tasks(0, data.n_tasks)) == list(range(data.n_tasks))
@@ -74,14 +78,18 @@ class Evaluation:
             if rows.empty:
                 raise InputError(f"No clip of the named classes is in the {name} split.")
 
-    def check(self, folders):
-        """Find what can't be judged before anything is written: too many encoders, stages without clips, weights of
-        another architecture. Leaves the last encoder's weights in the model.
+    def check(self, folders: list[str]):
+        """Refuse what can't be judged, before anything is written. The last encoder's weights stay in the modules.
 
         Parameters
         ----------
-        folders : list of str
+        folders
             The encoders' task folders, in order.
+
+        Raises
+        ------
+        InputError
+            Too many encoders, a stage without clips, or weights of another architecture.
         """
         kind, n_tasks = self.hparams["linclf_train_type"], self.data.n_tasks
         if not self.every_task and len(folders) > n_tasks:
@@ -96,7 +104,7 @@ class Evaluation:
             load_encoder(folder, self.hparams["modules"])
 
     def rows(self, t):
-        """The clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
+        """Return the clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
         keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
         test_tasks = self.protocol.test_tasks(t, self.data.n_tasks)
         return {
@@ -106,14 +114,15 @@ class Evaluation:
         }
 
     def judge(self, t, embedder, cache, path, what, encoder_key=None):
-        """Train and test the probe of stage `t`, unless `path` holds that for the same encoder and clips already.
-        `encoder_key` is the embedder's key, if it is at hand: making one takes 0.4 s for 300 MB of weights.
+        """Train and test the probe of stage `t`, unless `path` holds the result for the same encoder and clips.
+
+        `encoder_key` is the embedder's key, where the caller has it: making one takes 0.4 s for 300 MB of weights.
 
         Returns
         -------
         dict
-            `confusion` ([C, C] lists of counts), `valid_accuracy`, what the probe's `about` has (`epoch`, the best, of
-            the linear one), `seconds`, and `key`, a digest of the encoder and the clips.
+            `confusion` ([C, C] lists of counts), `valid_accuracy`, what the probe's `about` has (the linear probe's:
+            `epoch`, the best), `seconds`, and `key`, a digest of the encoder and the clips.
         """
         begun, rows = time.monotonic(), self.rows(t)
         clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
@@ -136,7 +145,7 @@ class Evaluation:
         return result
 
     def _fit_and_test(self, rows, vectors):
-        """Train the probe on the training rows' vectors; what is recorded of it, and the test confusions."""
+        """Train the probe on the training rows' vectors. Return what is recorded of it, and the test confusions."""
         if self.hparams["standardise"]:
             vectors = standardise(vectors, len(rows["train"]))
         ends = np.cumsum([len(split) for split in rows.values()])[:-1]
@@ -153,8 +162,7 @@ class Evaluation:
 
 
 def _judged(path, n_classes):
-    """What an earlier start of this evaluation has left; empty if there is nothing, or, with a warning, if it is
-    damaged."""
+    """Read the result of an earlier start; empty if there is none or, with a warning, if it is damaged."""
     if not os.path.isfile(path):
         return {}
     try:
@@ -172,7 +180,7 @@ def _judged(path, n_classes):
 
 
 def evaluate_encoders(evaluation, folders, random_weights):
-    """Judge every saved encoder, and the random-weights one by the same protocol.
+    """Judge every saved encoder and, by the same protocol, one with random weights.
 
     Parameters
     ----------
@@ -180,12 +188,12 @@ def evaluate_encoders(evaluation, folders, random_weights):
     folders : list of str
         The encoders' task folders, in order.
     random_weights : dict of str to torch.Tensor
-        State of an encoder that has learnt nothing.
+        State of an untrained encoder.
 
     Returns
     -------
     dict
-        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder; `n_embedded`: how
+        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder. `n_embedded`: how
         many clips went through an encoder.
     """
     run, hparams, data = evaluation.run, evaluation.run.hparams, evaluation.run.data
@@ -201,6 +209,8 @@ def evaluate_encoders(evaluation, folders, random_weights):
             results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
             save_costs()
         encoder.load_state_dict(random_weights)
+        for name, state in evaluation.untrained_front_end.items():
+            hparams["modules"][name].load_state_dict(state)
         floor_key = embedder.key()
         for t in range(len(folders)):
             if t > 0 and evaluation.every_task:  # nothing depends on t

@@ -9,6 +9,7 @@ import numpy as np
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
 from utils.run.processes import main_only
+from utils.training.brain import FRONT_END, handed_on
 from utils.training.checkpoints import load_weights
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 class TaskTests:
     """Tests encoder and classifier after each task on all classes so far, and as they were before any training.
 
-    Whole clips pass the encoder once; their embeddings are kept where linclf_train.py finds them.
+    Each whole clip passes each encoder once. Embeddings are kept where linclf_train.py finds them.
 
     Parameters
     ----------
@@ -33,17 +34,18 @@ class TaskTests:
     """
 
     def __init__(self, run, modules):
-        self.data, self.network = run.data, {n: modules[n] for n in ("embedding_model", "classifier")}
+        tested = ("embedding_model", "classifier", *FRONT_END)
+        self.network = {name: module for name, module in handed_on(modules).items() if name in tested}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
         self.embedder, self.output_folder = make_embedder(run.hparams, run.options), run.folder
-        self.rows = run.data.split("test")
+        self.data, self.rows = run.data, run.data.split("test")
         if run.options.debug:
             self.rows = self.rows.groupby("task").head(run.options.debug_batches * run.hparams["batch_size"])
         self.folders, self.trained = [], []
 
     @main_only
-    def __call__(self, task, folder):
-        """Test the network that task `task` has left in `folder`."""
+    def __call__(self, task: int, folder: str):
+        """Test the network that task `task` has saved in `folder`."""
         load_weights(folder, self.network)
         self.folders.append(folder)
         self.trained.append(self._test(task, f"test after task {task}"))
@@ -60,8 +62,11 @@ class TaskTests:
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 
     @main_only
-    def results(self):
-        """What `utils.results.save.save_results` takes; leaves the untrained weights in the network."""
+    def results(self) -> dict:
+        """Test the untrained network too; return what `utils.results.save.save_results` takes.
+
+        The untrained weights stay in the network.
+        """
         for name, module in self.network.items():
             module.load_state_dict(self.untrained[name])
         floor = [self._test(task, "test of random weights") for task in range(len(self.trained))]

@@ -20,7 +20,7 @@ from utils.training.steps import AccuracyCount, FiniteSteps
 
 
 class Embedded(Dataset):
-    """Embeddings and labels, handed out a batch at a time.
+    """A data set of embeddings and labels that returns whole batches.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class Embedded(Dataset):
         return len(self.labels)
 
     def __getitem__(self, places):
-        """([batch, D], [batch]) for a list of places."""
+        """Return ([batch, D], [batch]) for a list of places."""
         places = torch.tensor(places)
         return self.vectors.index_select(0, places), self.labels.index_select(0, places)
 
 
 class ProbeBrain(AccuracyCount, FiniteSteps):
-    """Trains a linear classifier and keeps the epoch of best validation accuracy; of equals, that of least loss.
+    """Trains a linear classifier and keeps the epoch of best validation accuracy; among equals, that of least loss.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class LinearPredictor:
     classifier : torch.nn.Module
         [n, D] -> [n, C].
     about : dict of str to number
-        What is recorded of its training.
+        What an evaluation records of the training.
     """
 
     def __init__(self, classifier, about):
@@ -132,7 +132,7 @@ def linear(train, valid, n_classes, balanced, *, run, brain_class):
         sampler = ReproducibleWeightedRandomSampler(weights, len(train), replacement=True, seed=seed)
     else:
         sampler = ReproducibleRandomSampler(train, seed=seed)
-    # A whole batch is dropped only where another is left: few clips must not mean none.
+    # An incomplete last batch is dropped, unless it is the only one.
     batches = BatchSampler(sampler, batch_size, drop_last=len(train) >= batch_size)
     epochs, warmup = hparams["number_of_epochs"], hparams["warmup_epochs"]
     schedule = WarmupCosineScheduler(
@@ -153,28 +153,29 @@ def linear(train, valid, n_classes, balanced, *, run, brain_class):
     return LinearPredictor(classifier, {"epoch": brain.best.epoch})
 
 
-# (train, valid, C, balanced) -> predict: [n, D] -> [n]. Further parameters, by keyword only, take the YAML's keys of
-# the same name; `run` and `brain_class` are there too. What `predict.about` has (a dict) is recorded.
+# (train, valid, C, balanced) -> predict, where predict maps embeddings [n, D] (numpy) to labels [n]; train and valid
+# are `Embedded`. Further parameters take the YAML's keys of the same name; a probe can have `run` and `brain_class`
+# too. If predict has an attribute `about`, a dict of numbers, the evaluation records it.
 PROBES = {
     "linear": linear,
 }
 
 
 def get_probe(hparams):
-    """Look up the probe that the key `probe` names (linear where there is no such key).
+    """Look up the probe that the key `probe` names; the linear one if there is no such key.
 
     Raises
     ------
     InputError
-        Unknown name, or a probe that needs a key which the YAML doesn't have.
+        Unknown name, or a probe that needs a key which the YAML doesn't set.
     """
     name = hparams.get("probe", "linear")
     if name not in PROBES:
         raise InputError(f"probe is {name!r}: choose one of {', '.join(PROBES)}.")
-    given = {**hparams, "run": None, "brain_class": None}
-    for key, parameter in inspect.signature(PROBES[name]).parameters.items():
-        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in given:
-            raise InputError(f"The probe {name} needs the key {key}: add it to the YAML.")
+    parameters = list(inspect.signature(PROBES[name]).parameters.values())[4:]  # after train, valid, C, balanced
+    for key in (p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)):
+        if key not in ("run", "brain_class") and hparams.get(key) is None:
+            raise InputError(f"The probe {name} needs the key {key}: set it in the YAML.")
     return PROBES[name]
 
 

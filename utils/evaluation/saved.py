@@ -1,19 +1,24 @@
 """The encoders that runs have saved: how they are found, what they were trained with, and how they are loaded."""
 
+import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
+import pydoc
 import re
 
 import ruamel.yaml
+from hyperpyyaml import resolve_references
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from utils.io.errors import InputError
+from utils.io.files import read_json
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
-from utils.run.folder import as_text, read_settings, same_setting
+from utils.run.folder import as_text, is_harmless, read_settings, same_setting
 from utils.run.keys import ENCODER_KEYS
 from utils.run.yaml_text import plain_keys, read_text
 from utils.training.checkpoints import latest_checkpoint, load_weights
@@ -21,24 +26,21 @@ from utils.training.context import FRONT_END
 
 logger = logging.getLogger(__name__)
 
-# Parts that a YAML builds, and the tags that those of a run folder may have beyond the ones in the user's YAML: loading
-# a YAML can run code, and a run folder may be a stranger's.
-BUILT = ("compute_features", "mean_var_norm", "embedding_model")
-TRUSTED = r"tuple|(new|name|apply):(models|speechbrain\.(lobes|nnet|processing)|torch\.nn|torchlibrosa)\.[\w.]+"
+# Loading a YAML can run code, and a run folder may be a stranger's. So an encoder's run may build its parts from these
+# modules only, or exactly as the user's YAML does. SpeechBrain's modules that unpickle, download or write are left out.
+TRUSTED = (
+    r"(models|torch\.nn|torchlibrosa|speechbrain\.(nnet|lobes\.features|lobes\.models\.(Cnn14|ECAPA_TDNN|ResNet|Xvector)"
+    r"|processing\.(features|signal_processing)))"
+)
 
 
-def find_checkpoints(path):
-    """Find the task folders of a trained encoder.
+def find_save(path: str) -> str:
+    """Find the ``save`` folder of an encoder's run, as an absolute path.
 
     Parameters
     ----------
     path : str
         A ``save`` folder, a run folder, or an output base with one run in it, with or without ``/save`` at its end.
-
-    Returns
-    -------
-    list of str
-        ``save/task0``, ``save/task1``, ... as far as they go without a gap.
 
     Raises
     ------
@@ -49,26 +51,69 @@ def find_checkpoints(path):
     base = os.path.dirname(path) if os.path.basename(path) == "save" else path
     for save in (path, os.path.join(path, "save")):
         if os.path.isdir(os.path.join(save, "task0")):
-            return _tasks_of(os.path.abspath(save))
+            return os.path.abspath(save)
     names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
     runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
     if len(runs) == 1:
-        return _tasks_of(os.path.abspath(os.path.join(base, runs[0], "save")))
+        return os.path.abspath(os.path.join(base, runs[0], "save"))
     if runs:
         raise InputError(f"{base} holds several runs, name one in ssl_checkpoints_dir: {', '.join(runs)}.")
     raise InputError(f"No checkpoint in {path}: is ssl_checkpoints_dir the encoder's save folder?")
 
 
-def settings_of(task_folder):
+def find_checkpoints(path: str) -> list[str]:
+    """Find the task folders of a trained encoder: ``save/task0``, ``save/task1``, ... up to the first gap.
+
+    A task that is not trained to its end is left out, with a warning. `path` is that of `find_save`.
+
+    Raises
+    ------
+    InputError
+        As `find_save`; or no task is finished.
+    """
+    save, folders = find_save(path), []
+    while True:
+        folder = os.path.join(save, f"task{len(folders)}")
+        _, meta = latest_checkpoint(folder) or (None, None)
+        if meta is None or not meta.get("finished", not {"epoch", INTRA_EPOCH_CKPT_FLAG} & meta.keys()):
+            break
+        folders.append(folder)
+    if meta is not None:
+        logger.warning("%s is not trained to its end, and is left out.", folder)
+    if not folders:
+        raise InputError(f"No checkpoint of a finished task in {save}: has the encoder's training ended?")
+    return folders
+
+
+def settings_of(task_folder: str) -> dict[str, str]:
     """Read the settings of the run that a task's folder belongs to; empty if its run folder keeps none."""
-    path = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "settings.json")
-    return read_settings(path) if os.path.isfile(path) else {}
+    path = _beside(task_folder, "settings.json")
+    settings = read_settings(path) if os.path.isfile(path) else {}
+    if not all(isinstance(value, str) for value in settings.values()):
+        raise InputError(f"{path} is damaged (its settings are no text): take another copy of that run.")
+    return settings
 
 
-def as_trained(text, overrides):
+def origin_of(task_folder: str) -> str:
+    """Identify the run of an encoder by its settings and data, wherever its folder is.
+
+    A run folder without settings.json is identified by its real path.
+    """
+    settings, versions = settings_of(task_folder), {}
+    if not settings:
+        return os.path.realpath(_beside(task_folder, ""))
+    made_by = {key: value for key, value in settings.items() if not is_harmless(key) and key != "experiment_name"}
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # missing, or damaged: `save_results` warns of it
+        versions = read_json(_beside(task_folder, "versions.json"))
+    made_by["data_folder"] = versions.get("data") or settings.get("data_folder")
+    return f"run {hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=8).hexdigest()}"
+
+
+def as_trained(text: str, overrides: str) -> tuple[str, str]:
     """Give a configuration the encoder and front end that the encoder in its `ssl_checkpoints_dir` was trained with.
 
     What the run folder says replaces the YAML's values. A folder without settings.json, of an old run, says nothing.
+    The key `encoders` is added: it identifies the encoder's run where its folder was moved, see `origin_of`.
 
     Parameters
     ----------
@@ -87,44 +132,74 @@ def as_trained(text, overrides):
         No encoder there; an override that contradicts it; or an encoder built by code that is neither of this project
         nor of its libraries, and isn't in the YAML either.
     """
-    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
-    path = given.get("ssl_checkpoints_dir", keys.get("ssl_checkpoints_dir"))
-    if not isinstance(path, str):  # what is unset, or no path, is refused where all is checked
+    try:
+        path = plain_keys(resolve_references(text, overrides).getvalue(), "the YAML")["ssl_checkpoints_dir"]
+    except Exception:  # `load_config` resolves the same text, and says in one line what is wrong with it
         return text, overrides
-    folder = find_checkpoints(os.path.expanduser(path))[0]
-    trained, lines = settings_of(folder), [overrides]
-    for key in (key for key in ENCODER_KEYS if key in trained and key in keys and key not in BUILT):
-        value = plain_keys(f"{key}: {trained[key]}", "settings.json")[key]
-        if key not in given:
-            lines.append(f"{key}: {json.dumps(value)}")
+    if not isinstance(path, str):  # refused by `load_config` too
+        return text, overrides
+    folder = os.path.join(find_save(os.path.expanduser(path)), "task0")
+    if "encoders" not in plain_keys(text, "the YAML"):
+        text += "\nencoders: null\n"
+    overrides = f"{overrides}\nencoders: {json.dumps(origin_of(folder))}"
+    return _with_settings(settings_of(folder), text, overrides, path)
+
+
+def _with_settings(trained, text, overrides, path):
+    """Replace the YAML's values and definitions by those of the encoder's run."""
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    parts = {}
+    for key in (key for key in (*ENCODER_KEYS, "embedding_model") if key in trained and key in keys):
+        value = plain_keys(f"{key}: {trained[key]}", f"settings.json of {path}")[key]
+        if not isinstance(value, str | int | float | None):
+            parts[key] = trained[key]
+        elif key not in given:
+            overrides += f"\n{key}: {json.dumps(value)}"
         elif not same_setting(given[key], value):
-            raise InputError(
-                f"--{key}={given[key]}: the encoder in {path} was trained with {key}={value}, so leave --{key} out."
-            )
-    overrides = "\n".join(filter(None, lines))
-    return _with_parts_of(trained, text, overrides, path), overrides
+            raise _contradiction(key, given[key], path, f"was trained with {key}={value}")
+    replaced = _with_parts(parts, text, overrides, path)
+    unknown = [key for key in ENCODER_KEYS if key in given and key not in trained]
+    if replaced != text and unknown:
+        raise _contradiction(unknown[0], given[unknown[0]], path, f"was trained without the key {unknown[0]}")
+    return replaced, overrides
 
 
-def _with_parts_of(trained, text, overrides, path):
-    """Replace the YAML's definitions of encoder and front end by those of the encoder's run, where they differ."""
-    yaml = ruamel.yaml.YAML()
-    document, ours = yaml.load(text), as_text(text, overrides)
-    for key in (key for key in BUILT if key in trained and key in document):
-        theirs = _without_weights(trained[key])
-        if theirs == _without_weights(ours[key]):
+def _with_parts(parts, text, overrides, path):
+    """Replace the YAML's definitions of an encoder's parts by those of its run, where they differ."""
+    ours, given = as_text(text, overrides), plain_keys(overrides, "the command line")
+    replaced = {}
+    for key, definition in parts.items():
+        part, dumped = _definition(key, definition, f"settings.json of {path}")
+        if dumped == _definition(key, ours[key], "the YAML")[1]:
             continue
-        for tag in re.findall(r"(?:^|[\s\[{,])!([^\s\]},]+)", theirs):
-            if not re.fullmatch(TRUSTED, tag):
-                raise InputError(f"The run of {path} builds {key} by !{tag}: add that to this YAML if you trust it.")
-        document[key] = yaml.load(f"{key}: {theirs}")[key]
-    out = io.StringIO()
+        if key in given:
+            raise _contradiction(key, given[key], path, f"was trained with another {key}")
+        for tag in _tags(dumped):
+            if not _is_trusted(tag):
+                raise InputError(
+                    f"The run of {path} builds {key} by {tag}, which is foreign code: if you trust it, copy that {key} "
+                    "from its hyperparams.yaml to this YAML."
+                )
+        replaced[key] = part
+    if not replaced:
+        return text
+    yaml, out = ruamel.yaml.YAML(), io.StringIO()
+    document = yaml.load(text)
+    document.update(replaced)
     yaml.dump(document, out)
     return out.getvalue()
 
 
-def _without_weights(definition):
-    """A definition without the file that a training started from: what is judged are the weights that it saved."""
-    return re.sub(r"\n\s*weights:.*", "", definition)
+def _definition(key, text, source):
+    """Parse what builds a part of an encoder: the node, and its text.
+
+    The file that a training started from is left out: what is judged are the weights that the training saved.
+    """
+    part, out = plain_keys(f"{key}: {text}", source)[key], io.StringIO()
+    if isinstance(part, dict):
+        part.pop("weights", None)
+    ruamel.yaml.YAML().dump({key: part}, out)
+    return part, out.getvalue()
 
 
 def open_saved(argv, needs=()):
@@ -151,7 +226,36 @@ def open_saved(argv, needs=()):
     return hparams, run_opts, find_checkpoints(hparams["ssl_checkpoints_dir"])
 
 
-def load_encoder(task_folder, modules):
+def _tags(text):
+    """List the tags in a YAML, such as "!new:torch.nn.Linear"."""
+    tokens = ruamel.yaml.YAML().scan(text)
+    return ["".join(filter(None, token.value)) for token in tokens if isinstance(token, ruamel.yaml.tokens.TagToken)]
+
+
+def _is_trusted(tag):
+    """Tell whether a tag builds what it names from a module in `TRUSTED`.
+
+    Where the object is defined counts, not by which name it is reached: models.encoders.os.system is os.system.
+    """
+    name = re.fullmatch(rf"!(?:new|name|apply):({TRUSTED}(\.\w+)+)", tag)
+    if name is None:
+        return tag == "!tuple"
+    with contextlib.suppress(pydoc.ErrorDuringImport):
+        found = pydoc.locate(name[1])
+        return found is None or re.fullmatch(rf"{TRUSTED}(\.\w+)*", str(getattr(found, "__module__", ""))) is not None
+    return True  # nothing can be built by that name: `load_config` says why
+
+
+def _contradiction(key, value, path, why):
+    return InputError(f"--{key}={value}: the encoder in {path} {why}, so leave --{key} out.")
+
+
+def _beside(task_folder, name):
+    """Return the path of a file in the run folder that a task's folder belongs to."""
+    return os.path.join(os.path.dirname(os.path.dirname(task_folder)), name)
+
+
+def load_encoder(task_folder: str, modules: dict):
     """Load what a task has saved of the encoder and, where it was trained, of the front end.
 
     Parameters
@@ -168,19 +272,3 @@ def load_encoder(task_folder, modules):
     latest = latest_checkpoint(task_folder)
     saved = [name for name in FRONT_END if latest and (latest[0] / f"{name}{PARAMFILE_EXT}").is_file()]
     load_weights(task_folder, {name: modules[name] for name in ("embedding_model", *saved) if name in modules})
-
-
-def _tasks_of(save):
-    """The task folders up to the first without a checkpoint, or with one from the middle of its training."""
-    folders = []
-    while True:
-        folder = os.path.join(save, f"task{len(folders)}")
-        _, meta = latest_checkpoint(folder) or (None, None)
-        if meta is None or not meta.get("finished", not {"epoch", INTRA_EPOCH_CKPT_FLAG} & meta.keys()):
-            break
-        folders.append(folder)
-    if meta is not None:
-        logger.warning("%s is not trained to its end, and is left out.", folder)
-    if not folders:
-        raise InputError(f"No checkpoint of a finished task in {save}: has the encoder's training ended?")
-    return folders

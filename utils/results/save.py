@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from models.encoders import encoder_name
 from utils.io.files import read_json, write_atomically
 from utils.results.figures.evaluation import plot_accuracy_over_tasks, plot_accuracy_table, plot_confusion
 from utils.results.metrics import (
@@ -60,7 +61,7 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
         "protocol_title": protocol.title,
         "classes_grow": protocol.classes_grow,
         "method": hparams.get("method") or trained.get("experiment_name", "encoder"),
-        "encoder": encoder_key(hparams),
+        "encoder": encoder_name(hparams["modules"]["embedding_model"]),
         "dataset": data.source,
         "seed": int(trained.get("seed", hparams["seed"])),
         "metrics": _metrics(tables["trained"], confusions["trained"][-1], floor, same),
@@ -73,11 +74,6 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
     _save_confusion(folder, confusions, data.classes)
     _draw(folder, tables, confusions, tasks, task_of_class, data, record, same)
     logger.info("\n%s", summarise([folder]))
-
-
-def encoder_key(hparams: dict) -> str:
-    """Name the encoder by the YAML's key `encoder`, which is wrong where `embedding_model` was edited in the YAML."""
-    return hparams["encoder"]
 
 
 def _metrics(table, last_confusion, floor, same):

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 HARMLESS_OPTIONS |= {"distributed_backend", "find_unused_parameters"}
+COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:''|[^'])*')|(?:^|\s+)#.*$""")  # or quoted text, as group 1
 _locks = []  # kept until the process ends
 
 
@@ -38,7 +39,7 @@ def as_text(text, overrides):
     for key, value in yaml.load(resolve_references(text, overrides).getvalue()).items():
         out = io.StringIO()
         yaml.dump({key: value}, out)
-        lines = [re.sub(r"(^|\s+)#.*$", "", line) for line in out.getvalue().splitlines()]  # no comments
+        lines = [COMMENT.sub(r"\1", line) for line in out.getvalue().splitlines()]
         found[key] = "\n".join(filter(None, lines)).partition(":")[2].strip()
     return found
 
@@ -166,6 +167,9 @@ def same_setting(one, other):
 
 def _differs(key, saved, settings):
     """Whether a setting is another one than that of the run in the folder."""
+    moved = saved.get("encoders", "") == settings.get("encoders")  # the run folder of the encoders that are judged
+    if key == "encoders" or key == "ssl_checkpoints_dir" and moved:
+        return False
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
         return False
     there = saved.get(key, KEYS[key].before if key in KEYS else None)
