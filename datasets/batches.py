@@ -1,10 +1,13 @@
-"""What an encoder is trained and tested on: random crops of clips, or whole clips. Legend: S samples, C classes.
+"""Datasets and samplers: random crops of clips for training, whole clips for testing. Legend: S samples, C classes.
 
 Every draw is a function of (seed, task, epoch, clip), whatever the number of workers: the sampler hands the epoch to
-the dataset together with the clip's place, and no random state lives between two items.
+the dataset together with the clip's place, and no random state is kept between two items.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -12,9 +15,9 @@ from utils.io.errors import InputError
 
 
 class NoMixup:
-    """The identity in mixup's place: the clip itself and its one-hot label."""
+    """Null object for mixup: the clip itself and its one-hot label."""
 
-    def __call__(self, place, n_rows, rng):
+    def __call__(self, place: int, n_rows: int, rng: np.random.Generator) -> tuple[int, float]:
         """Return (place of the partner, weight of the clip itself)."""
         del n_rows, rng
         return place, 1.0
@@ -23,29 +26,26 @@ class NoMixup:
 class Mixup:
     """Blend each clip with another of the training set (mixup, arXiv 1710.09412).
 
-    Parameters
-    ----------
-    alpha : float
-        The clip's own weight is drawn from Beta(alpha, alpha).
+    The clip's own weight is drawn from Beta(alpha, alpha).
     """
 
-    def __init__(self, alpha=0.4):
+    def __init__(self, alpha: float = 0.4):
         if alpha <= 0:
             raise InputError(f"mixup_alpha is {alpha}: it must be above 0.")
         self.alpha = alpha
 
-    def __call__(self, place, n_rows, rng):
+    def __call__(self, place: int, n_rows: int, rng: np.random.Generator) -> tuple[int, float]:
         """Draw the partner's place and the clip's own weight."""
         partner = int(rng.integers(n_rows - 1)) if n_rows > 1 else place
         return partner + (partner >= place if n_rows > 1 else 0), float(rng.beta(self.alpha, self.alpha))
 
 
-def make_mixup(use_mixup, mixup_alpha):
-    """The object that blends, or the one that does not."""
+def make_mixup(use_mixup: bool, mixup_alpha: float) -> Mixup | NoMixup:
+    """Return the object that blends clips, or the one that doesn't."""
     return Mixup(mixup_alpha) if use_mixup else NoMixup()
 
 
-def random_crop(n_samples, crop_samples, rng):
+def random_crop(n_samples: int, crop_samples: int, rng: np.random.Generator) -> tuple[int, int]:
     """Draw (start, stop) of a crop; a clip shorter than the crop is taken whole."""
     if n_samples <= crop_samples:
         return 0, n_samples
@@ -107,7 +107,7 @@ class ViewDataset(Dataset):
         return {"id": clip, **views, "label_probs": label_probs}
 
     def _view(self, sources, rng):
-        """Crop every source and add them up by weight; the longest decides the length."""
+        """Crop every source and sum the crops by weight; the longest decides the length."""
         crops = []
         for clip, weight in sources:
             start, stop = random_crop(int(self.store.lengths[clip]), self.crop_samples, rng)
@@ -121,17 +121,12 @@ class ViewDataset(Dataset):
 
 
 class WholeClips(Dataset):
-    """Each clip whole, as `ViewDataset` hands out its first view, with its label.
+    """Each clip whole, under the name of `ViewDataset`'s first view, with its label.
 
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Clips with the columns `clip` and `label`.
-    store : datasets.store.AudioStore or datasets.store.LiveAudio
-        Where the samples are.
+    `rows` has the columns `clip` and `label`; `store` is a `datasets.store.AudioStore` or `LiveAudio`.
     """
 
-    def __init__(self, rows, store):
+    def __init__(self, rows: pd.DataFrame, store):
         self.clips, self.labels = rows["clip"].to_numpy(), rows["label"].to_numpy()
         self.store = store
 
@@ -139,30 +134,17 @@ class WholeClips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, place):
-        """`id` (clip number), `view1` ([S], float32), `label` (int)."""
+        """Return `id` (clip number), `view1` ([S], float32) and `label` (int)."""
         clip = int(self.clips[place])
         return {"id": clip, "view1": torch.from_numpy(self.store.read(clip)), "label": int(self.labels[place])}
 
-    def batches(self, batch_size):
-        """Places in batches of equally long clips."""
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """Return the places of all clips, in batches of equally long clips."""
         return [list(map(int, places)) for places in equal_length_batches(self.store.lengths[self.clips], batch_size)]
 
 
-def equal_length_batches(lengths, batch_size):
-    """Split places into batches of clips with the same number of samples, so that none has to be padded.
-
-    Parameters
-    ----------
-    lengths : numpy.ndarray
-        Samples of each clip.
-    batch_size : int
-        Most clips in a batch.
-
-    Yields
-    ------
-    numpy.ndarray
-        Places in `lengths`.
-    """
+def equal_length_batches(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Split places in `lengths` (samples) into batches of equally long clips, so that none has to be padded."""
     order = np.argsort(lengths, kind="stable")
     starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
     for group in np.split(order, starts[1:]):
@@ -170,24 +152,25 @@ def equal_length_batches(lengths, batch_size):
 
 
 class EpochSampler(Sampler):
-    """A permutation of the rows, drawn anew from (seed, task, epoch); yields (epoch, place).
+    """Yield (epoch, place) in a permutation of the rows that is drawn from (seed, task, epoch).
 
-    Hand it to the Brain as `train_sampler` too: that is who tells it the epoch.
+    Set it as the Brain's `train_sampler` too: the Brain then tells it the epoch.
 
     Parameters
     ----------
-    n_rows, seed, task : int
-    batch_size : int
-        Rows of a joint batch; a rest that fills none is dropped.
-    rank, world_size : int
-        Of each joint batch, this process gets its slice: equally many rows, those of process 0 first.
+    batch_size
+        Rows of a joint batch of all processes; a remainder that fills no batch is dropped.
+    rank, world_size
+        This process gets the rank's slice of each joint batch; the slices have equally many rows.
     """
 
-    def __init__(self, n_rows, seed, task, batch_size=1, rank=0, world_size=1):
+    def __init__(
+        self, n_rows: int, seed: int, task: int, batch_size: int = 1, rank: int = 0, world_size: int = 1
+    ):
         self.n_rows, self.seed, self.task, self.epoch = n_rows, seed, task, 1
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int):
         """Set the epoch whose permutation and crops come next; the first is 1."""
         self.epoch = epoch
 
