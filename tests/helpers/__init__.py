@@ -1,14 +1,8 @@
 """What several test modules share. No test module imports another one, or conftest."""
 
-<<<<<<< HEAD
 import pkgutil
 
 import pytest
 
 # Rewritten by pytest, a helper's failed assertion shows what it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
-=======
-import pytest
-
-pytest.register_assert_rewrite(__name__)  # so that a helper's failed assertion shows what it compared
->>>>>>> h-docs
