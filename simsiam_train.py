@@ -11,7 +11,7 @@ have one for each data set. The weights after task t are in <output_base>/<exper
 linclf_train.py judges them. The same command again goes on where it stopped. Keys that matter: encoder (with emb_dim),
 replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_epochs, pretrained_weights.
 
-"Results" in the README has the commands, times and figures of the runs on ESC-10.
+docs/results.md has the commands, times and figures of the runs on ESC-10.
 """
 
 from utils.run.exits import user_errors

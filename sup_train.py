@@ -15,7 +15,7 @@ metrics.json and figures in <output_base>/<experiment_name>+seed_<seed>, the wei
 linclf_train.py judges them. The same command again goes on where it stopped. Keys that matter: task_classes,
 replay_num_keep, use_mixup, encoder (with emb_dim), train_duration, batch_size, number_of_epochs, pretrained_weights.
 
-"Results" in the README has the commands, times and figures of the runs on ESC-10.
+docs/results.md has the commands, times and figures of the runs on ESC-10.
 """
 
 import speechbrain as sb

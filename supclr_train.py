@@ -10,7 +10,7 @@ The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save
 The same command again goes on where it stopped. Keys that matter: ssl_weight, sup_weight, replay_num_keep, use_mixup,
 encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epochs.
 
-"Results" in the README has the commands, times and figures of the runs on ESC-10.
+docs/results.md has the commands, times and figures of the runs on ESC-10.
 """
 
 from utils.run.exits import user_errors

@@ -1,21 +1,27 @@
 """README.md and docs/*.md: every command runs, or is checked against what it would run; links lead somewhere."""
 
 import contextlib
+import json
 import re
 import runpy
 import shutil
 import sys
+from unittest.mock import patch
 
+import pandas as pd
 import pytest
-import torch
 
+from datasets.selection import PROTOCOLS
 from helpers.datasets import vgg_clips, write_tau19, write_tau19_audio, write_vgg, write_vgg_tone
 from helpers.docs import PAGES, REPO, Command, blocks, commands
-from models import encoders
+from helpers.lab import DEBUG
+from models.encoders import ENCODERS
+from models.methods import METHODS
+from utils.evaluation.probes import PROBES
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
+from utils.strategies import STRATEGIES
 
-DEBUG = ("--debug", "--debug_batches=1", "--debug_epochs=1")
 TINY = ("--encoder=pann_tiny", "--emb_dim=128")
 COMMANDS = commands()
 # What the protocol fixes of each command: script, YAML, and flags that must be there (None: with any value).
@@ -100,7 +106,7 @@ def run_small(command, lab, place, monkeypatch):
     if given["output_base"] in FULL_SIZE:  # in a process of its own, which gives the memory back
         lab.run(*command.script, *few, *DEBUG, cwd=place)
     else:
-        few += [f"--store_folder={lab.store}", *(() if "encoder" in given else TINY)]
+        few += [f"--store_folder={lab.store}", *(() if judges or "encoder" in given else TINY)]
         run_here([*command.script, *few, *DEBUG], place, monkeypatch)
     (folder,) = (place / given["output_base"]).glob(f"{given.get('experiment_name', '*')}+seed_2022")
     assert (folder / ("metrics.json" if judges else "save/task0")).exists()
@@ -169,17 +175,43 @@ def test_every_block_has_a_language():
     assert {block.language for block in blocks()} <= {"bash", "python", "text", "bibtex"}
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.section)
-def test_python_blocks_are_python(block):
-    compile(block.text, block.page, "exec")
+def write_birds(folder, lab):
+    """The small data set in the layout of the worked example."""
+    for clip in pd.read_csv(lab.sounds / "metadata/UrbanSound8K.csv").itertuples():
+        split = {9: "valid", 10: "test"}.get(clip.fold, "train")
+        place = folder / split / clip.slice_file_name.split("-")[1] / clip.slice_file_name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(lab.sounds / f"audio/fold{clip.fold}" / clip.slice_file_name)
 
 
-def test_the_worked_encoder_is_one(monkeypatch):
-    (block,) = blocks("python", containing="ENCODERS")
-    monkeypatch.setattr(encoders, "ENCODERS", dict(encoders.ENCODERS))
-    exec(block.text, {})
-    encoder = encoders.make_encoder(list(encoders.ENCODERS)[-1], emb_dim=16)
-    assert encoder(torch.zeros(2, 64, 80), torch.ones(2)).shape == (2, 1, 16)
+def test_the_worked_examples_work(lab, tmp_path, monkeypatch):
+    """All of docs/extending.md in one run and its evaluation."""
+    write_birds(tmp_path / "Birds", lab)
+    (tmp_path / "hparams").mkdir()
+    for kind in ("supclr", "linclf"):
+        text = (REPO / f"hparams/us8k/{kind}_train.yaml").read_text().replace("datasets.us8k.load", "birds.load")
+        (tmp_path / f"hparams/{kind}.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    few = ["--data_folder=Birds", "--task_classes=[[0,1],[2,3]]", f"--store_folder={lab.store}", *DEBUG]
+    learn = ["--ssl_method=align_uniform", "--strategy=anchor", "--encoder=pann_wide", "--emb_dim=16", "--batch_size=4"]
+    learn += ["--num_workers=0", "--output_base=results"]
+    judge = ["--probe=nearest_mean", "--linclf_train_type=first"]
+    judge += ["--ssl_checkpoints_dir=results", "--output_base=judged"]
+    with contextlib.ExitStack() as stack:
+        for names in (METHODS, STRATEGIES, PROBES, PROTOCOLS, ENCODERS):
+            stack.enter_context(patch.dict(names))
+        for block in blocks("python"):
+            if "def load(" in block.text:
+                (tmp_path / "birds.py").write_text(block.text)
+            else:
+                exec(block.text, {"__name__": block.section})
+        run_here(["supclr_train.py", "hparams/supclr.yaml", *few, *learn], tmp_path, monkeypatch)
+        run_here(["linclf_train.py", "hparams/linclf.yaml", *few, *judge], tmp_path, monkeypatch)
+    (judged,) = (tmp_path / "judged").iterdir()
+    metrics = json.loads((judged / "metrics.json").read_text())
+    assert (metrics["dataset"], metrics["encoder"], metrics["protocol"]) == ("birds", "pann_wide", "first")
+    (log,) = (tmp_path / "results").glob("*/train_log.csv")
+    assert (pd.read_csv(log)["anchor"].dropna() >= 0).any()
 
 
 def anchors(page):
@@ -191,7 +223,8 @@ def anchors(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     page = REPO / page
-    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', page.read_text(encoding="utf-8"))
+    text = re.sub("^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', text)
     for link in map("".join, links):
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
