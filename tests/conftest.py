@@ -1,25 +1,22 @@
-"""What the tests of the scripts share: small audio in the published layouts, the scripts run as a user runs them."""
+"""Fixtures of more than one test module."""
 
-import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads decides some bits: the same in all processes
 
-import pandas as pd
 import pytest
 
-from helpers.lab import Lab
+from helpers.checks import rows_of
+from helpers.deaths import Lives
+from helpers.desk import Desk, write_sounds
+from helpers.lab import Lab, process_as_it_was
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """A script's main block that ran in this process has set up logging, on a stdout that is gone after its test."""
-    loggers = [logging.getLogger(name) for name in (None, "datasets", "utils")]
-    before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
-    yield
-    for log, level, handlers, propagate in before:
-        log.setLevel(level)
-        log.handlers, log.propagate = handlers, propagate
+def process_restored():
+    """Undo what a main block, or a part of one, that ran in a test has done to this process."""
+    with process_as_it_was():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +33,18 @@ def encoder(lab, tmp_path_factory):
 @pytest.fixture(scope="session")
 def us8k_rows(lab):
     """The small data set's clips with split, label and task, read without the code under test."""
-    meta = pd.read_csv(lab.sounds / "metadata" / "UrbanSound8K.csv")
-    tasks = {3: 0, 8: 0, 9: 1, 4: 1, 1: 2, 7: 2, 5: 3, 2: 3, 6: 4, 0: 4}
-    split = meta["fold"].map(lambda fold: {9: "valid", 10: "test"}.get(fold, "train"))
-    path = "audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"]
-    return pd.DataFrame(
-        {"wav_path": path, "class_name": meta["class"], "split": split, "label": meta["classID"]}
-    ).assign(task=meta["classID"].map(tasks))
+    return rows_of(lab.sounds)
+
+
+@pytest.fixture(scope="session")
+def lives(lab, tmp_path_factory):
+    return Lives(lab, tmp_path_factory.mktemp("lives"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A desk's folder with noise, its store and an encoder of three tasks. Nothing there may change in a test."""
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    write_sounds(desk.sounds)
+    assert desk.run(desk.train_args()).code == 0
+    return desk.folder

@@ -1,33 +1,51 @@
-"""Death at any moment: each script is killed, run again by the same command, and compared with a run that lived."""
+"""Runs that die and go on end with the same files, bit for bit; so do runs with other numbers of workers."""
 
 import os
 import random
+import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
-from speechbrain.utils.epoch_loop import EpochCounter
 
-from helpers.deaths import SCRIPTS, Lives, differing, kill_and_compare, left_by
-from utils.run.folder import open_run_folder
-from utils.training.checkpoints import AtomicCheckpointer, is_finished, latest_checkpoint, sweep_replaced
-from utils.training.progress import RunProgress
+from helpers.checks import differing, left_by
+from helpers.deaths import EVERY_STEP, SCRIPTS, kill_and_compare
+from helpers.desk import state
+
+LOADED, JUDGED = "Loading a checkpoint from", "judged already"
+# Where a run dies: script, options, an operation on a file, which of those with this name, how. And what the log of the
+# next start says, how often.
+MOMENTS = {
+    "store is built": ("supclr", (), "replace .index", 0, "after", "built in", 1),
+    "record is written": ("supclr", (), "open .versions.json", 0, "torn", "trained already", 0),
+    "checkpoint is written": ("supclr", (), "open embedding_model.ckpt", -1, "torn", LOADED, 1),
+    "first checkpoint is written": ("supclr", (), "rename .writing-CKPT", 2, "before", "trained already", 1),
+    "replaced checkpoint is deleted": ("supclr", (), "unlink embedding_model.ckpt", -1, "after", "trained already", 2),
+    # In task 1, when the last step of epoch 1 is saved: no step of that epoch is left.
+    "last step of an epoch": ("supclr", (EVERY_STEP,), "rename .writing-CKPT", 13, "after", LOADED, 1),
+    "line of the log has no row": ("sup", (), "open train_log.csv", -1, "before", LOADED, 1),
+    "row of the log is written": ("sup", (), "open train_log.csv", -2, "torn", "trained already", 1),
+    "encoder is judged": ("linclf", (), "open .task#.json", 1, "torn", JUDGED, 1),
+    "table is written": ("linclf", (), "replace .accuracy_table.csv", 0, "before", JUDGED, 4),
+}
 
 
-@pytest.fixture(scope="module")
-def lives(lab, tmp_path_factory):
-    lives = Lives(lab, tmp_path_factory.mktemp("lives"))
-    yield lives
-    lives.parent.stdin.close()
-    assert lives.parent.wait(60) == 0
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_a_death_at_the_worst_moment_loses_nothing(lives, moment):
+    script, options, operation, which, manner, word, times = moment
+    numbers = [i for i, name in enumerate(lives.straight(script, *options)[2], 1) if name.startswith(operation)]
+    folder = lives.new_folder(script)
+    life = lives.start(script, folder, *options, death=(numbers[which], manner))
+    assert life.wait() == -signal.SIGKILL, life.said
+    for log in folder.glob("out/*/log.txt"):
+        log.unlink()
+    assert not lives.lost(script, folder, options, moment)
+    (log,) = folder.glob("out/*/log.txt")
+    assert log.read_text().count(word) == times, log.read_text()
 
 
 # The trainers share their loop, and sup_train.py has all of it, with validation, a test after each task and reports.
-QUICK = [("sup", 2)]
-
-
 @pytest.mark.parametrize(
-    ("script", "count"), [*QUICK, *(pytest.param(script, 50, marks=pytest.mark.slow) for script in SCRIPTS)]
+    ("script", "count"), [("sup", 2), *(pytest.param(script, 50, marks=pytest.mark.slow) for script in SCRIPTS)]
 )
 def test_a_death_at_any_moment_loses_nothing(lives, script, count):
     seed = os.environ.get("DEATH_SEED") or random.randrange(10**6)
@@ -37,68 +55,36 @@ def test_a_death_at_any_moment_loses_nothing(lives, script, count):
     assert not lost, "\n".join(lost)
 
 
-# The same bits
+def slow_unless(script, *quick):
+    return script if script in quick else pytest.param(script, marks=pytest.mark.slow)
 
 
-# supclr_train.py's are in test_resume.py too.
-@pytest.mark.parametrize("script", [s if s == "sup" else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS])
+@pytest.mark.parametrize("script", [slow_unless(script, "supclr", "sup") for script in SCRIPTS])
 def test_the_same_command_gives_the_same_bits(lives, script):
-    """With 0, 1 and 2 workers; linclf_train.py, which has none, twice."""
-    again = ["--noprogressbar"] if script == "linclf" else ["--num_workers=1", "--num_workers=2"]
+    """With any number of workers; linclf_train.py, which has none, twice."""
     wanted = left_by(lives.straight(script)[0])
     assert len(wanted) > 25 and any(name.endswith("metrics.json") for name in wanted) == (script in ("sup", "linclf"))
-    for option in again:
-        assert differing(left_by(lives.straight(script, option)[0]), wanted) == [], option
+    again = "--noprogressbar" if script == "linclf" else "--num_workers=2"
+    assert differing(left_by(lives.straight(script, again)[0]), wanted) == []
 
 
 def test_a_fork_leaves_what_a_normal_start_leaves(lives):
     folder = lives.new_folder("supclr")
-    process = lives.lab.start([sys.executable, *lives.command("supclr")], cwd=folder)
+    process = lives.lab.start([sys.executable, *map(str, lives.command("supclr"))], cwd=folder)
     said = process.communicate(timeout=600)[0].decode()
     assert process.returncode == 0, said
     assert differing(left_by(folder), left_by(lives.straight("supclr")[0])) == []
 
 
-def test_half_written_files_are_swept_when_the_run_goes_on(tmp_path):
-    run, settings = tmp_path / "run", {"seed": "1", "precision": "fp32"}
-    open_run_folder(str(run), settings)
-    (run / "save").mkdir()
-    for name in (".versions.json.123.tmp", "save/.task0.json.123.tmp", "save/task0.json"):
-        (run / name).write_text("{")
-    open_run_folder(str(run), settings)
-    left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
-    assert left == [".lock", "save/task0.json", "settings.json"]
-
-
-def test_a_death_between_line_and_row_of_an_epoch_logs_it_once(tmp_path):
-    """train_log.txt has the epoch, train_log.csv has not, or is empty: it was made, and nothing written to it."""
-    hparams, options = {"output_folder": str(tmp_path), "extra_logger": None}, SimpleNamespace(noprogressbar=True)
-    plan = [{"epochs": 2, "steps": 1, "rows": [0]}]
-    epochs = [{"task": 0, "epoch": epoch, "loss": 1.0 / epoch, "lr": 0.1} for epoch in (1, 2)]
-    logs = [tmp_path / "train_log.txt", tmp_path / "train_log.csv"]
-    with RunProgress(hparams, options, plan) as progress:
-        progress.epoch(epochs[0])
-        kept = logs[1].read_bytes()
-        progress.epoch(epochs[1])
-    wanted = [log.read_bytes() for log in logs]
-    assert [content.count(b"\n") for content in wanted] == [2, 3]
-    for table, left in ((kept, epochs[1:]), (b"", epochs)):
-        logs[1].write_bytes(table)
-        with RunProgress(hparams, options, plan) as progress:
-            for epoch in left:
-                progress.epoch(epoch)
-        assert [log.read_bytes() for log in logs] == wanted
-
-
-def test_what_a_death_left_of_replaced_checkpoints_is_swept(tmp_path):
-    """Beside a finished one: half-written, half-deleted with and without its meta data. Other files stay."""
-    checkpointer = AtomicCheckpointer(tmp_path, {"counter": EpochCounter(1)})
-    finished = checkpointer.save_checkpoint(meta={"finished": True, "unixtime": 2.0}).path
-    for name in (".writing-CKPT+a", "CKPT+b", "CKPT+c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "counter.ckpt").write_text("1")
-    (tmp_path / "CKPT+c" / "CKPT.yaml").write_text("unixtime: 1.0\n")
-    (tmp_path / "notes.txt").touch()
-    sweep_replaced(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([finished.name, "notes.txt"])
-    assert latest_checkpoint(tmp_path)[0] == finished and is_finished(tmp_path)
+@pytest.mark.parametrize(
+    ("script", "word", "times"), [("supclr", "trained", 2), ("sup", "trained", 2), ("linclf", "judged", 4)]
+)
+def test_a_finished_run_run_again_changes_nothing(lives, script, word, times):
+    folder = lives.straight(script)[0]
+    places = ("out/*/save/task*/**/*", "out/*/save/*.json", "out/*/train_log.*", "**/embeddings/*")
+    before = {path: state(path) for place in places for path in folder.glob(place)}
+    left = left_by(folder)
+    again = lives.start(script, folder)
+    assert again.wait() == 0 and again.said.count(f"{word} already") == times, again.said
+    assert differing(left_by(folder), left) == [] and len(before) > 5
+    assert {path: state(path) for place in places for path in folder.glob(place)} == before

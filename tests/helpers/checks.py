@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -11,10 +12,26 @@ import ruamel.yaml
 import torch
 import yaml as pyyaml
 
+from helpers.lab import BAR_DEBRIS, US8K_TASKS
+from utils.training.checkpoints import latest_checkpoint
+
 SAVED = {"CKPT.yaml", "embedding_model.ckpt", "projector.ckpt", "predictor.ckpt", "classifier.ckpt", "counter.ckpt"}
 SAVED |= {"manifest.json"}
 METRICS = {"acc", "average_incremental_accuracy", "bwt", "forgetting", "fwt", "micro_accuracy"}
 FIGURES = ("accuracy_table.png", "accuracy_over_tasks.png", "confusion_matrix.png")
+
+
+def rows_of(folder, tasks=US8K_TASKS):
+    """The clips of a folder in UrbanSound8K's layout with split, label and task, read without the code under test."""
+    meta = pd.read_csv(folder / "metadata" / "UrbanSound8K.csv")
+    split = meta["fold"].map(lambda fold: {9: "valid", 10: "test"}.get(fold, "train"))
+    path = "audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"]
+    rows = pd.DataFrame({"wav_path": path, "class_name": meta["class"], "split": split, "label": meta["classID"]})
+    return rows.assign(task=rows["label"].map(task_by_label(tasks)))
+
+
+def task_by_label(tasks):
+    return {label: task for task, members in enumerate(tasks) for label in members}
 
 
 def check_logs(folder):
@@ -22,7 +39,7 @@ def check_logs(folder):
     logs = [*folder.glob("*.txt"), *folder.glob("*.csv")]
     assert folder / "log.txt" in logs
     for path in logs:
-        found = [d for d in (b"\r", b"\x1b[", b"%|", b"it/s", b"s/it") if d in path.read_bytes()]
+        found = [debris for debris in BAR_DEBRIS if debris.encode() in path.read_bytes()]
         assert not found, f"{path} holds {found}"
 
 
@@ -106,3 +123,52 @@ def check_evaluation(folder, rows, tasks, kind):
     check_logs(folder)
 
 
+
+
+# What two runs have in common
+
+# What depends on the clock, on memory, on how often a run was started, on the number of workers, on who edits the code
+# meanwhile; and checksums of such files, by the names of the files.
+CHANGING = ("seconds", "train_seconds", "peak_memory_bytes", "clips_embedded", "command", "commit", "train_commit")
+CHANGING += ("crc32", "CKPT.yaml")
+
+
+def content_of(path, root):
+    """A file's bytes, without where the run was and what may differ from start to start."""
+    content = path.read_bytes().replace(os.fsencode(root), b"ROOT")
+    if path.suffix == ".json":
+        return {key: value for key, value in json.loads(content).items() if key not in CHANGING}
+    if path.name in ("CKPT.yaml", "hyperparams.yaml"):
+        differs = (b"#", b"unixtime:", b"number:", b"num_workers:", b"ckpt_overhead:")
+        return b"\n".join(line for line in content.splitlines() if not line.startswith(differs))
+    return content
+
+
+def left_by(root):
+    """All that runs below a folder have left: weights, tables, metrics, figures, logs of epochs, settings, stores."""
+    found = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = re.sub(r"CKPT\+[^/]+", "CKPT", str(path.relative_to(root)))
+        name += " again" if name in found else ""  # of a second checkpoint
+        if name.endswith(".tmp") and "/embeddings/" in name:  # a folder that other runs may be writing to, so not swept
+            continue
+        if path.name not in ("log.txt", "said.txt", "operations.txt", ".lock") and "encoder/save" not in name:
+            found[name] = content_of(path, root)
+    return found
+
+
+def differing(found, wanted):
+    return sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+
+
+def weights_of(folder, task=1):
+    """The tensors of a task's checkpoint, by module and name."""
+    path = latest_checkpoint(folder / "save" / f"task{task}")[0]
+    loaded = {file.stem: torch.load(file) for file in path.glob("*.ckpt") if file.stem != "counter"}
+    return {f"{name}.{entry}": tensor for name, state in loaded.items() for entry, tensor in state.items()}
+
+
+def assert_same_bits(folder, other, task=1):
+    first, second = weights_of(folder, task), weights_of(other, task)
+    assert first.keys() == second.keys() and len(first) > 20
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -1,27 +1,21 @@
-"""Scripts run in this process, on four classes of noise; what a refusal must leave as it was."""
+"""Scripts beside a folder of noise and a trained encoder, and refusals that must leave all as it was."""
 
-import contextlib
-import logging
 import os
-import runpy
-import sys
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 
-from helpers.lab import REPO
-from utils.run import folder as runs
+from helpers.lab import REPO, run_here
 
 TRAIN_YAML, PROBE_YAML = (REPO / f"hparams/us8k/{name}_train.yaml" for name in ("supclr", "linclf"))
 CLASSES = ("dog bark", "siren", "drill", "horn")
 HEADER = "slice_file_name,fold,classID,class"
 ENCODER = ("--encoder=pann_tiny", "--emb_dim=8", "--device=cpu")
-JUDGED = "judged/linclf+seed_2022"
 SHORT = ("--number_of_epochs=1", "--warmup_epochs=0", "--batch_size=4")
+RUN, JUDGED = "runs/supclr+seed_2022", "judged/linclf+seed_2022"
 
 
 def write_sounds(folder):
@@ -34,7 +28,6 @@ def write_sounds(folder):
             rows.append(f"{fold}-{label}.wav,{fold},{label},{name}")
     (folder / "metadata").mkdir()
     (folder / "metadata/UrbanSound8K.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def tree(folder, without=None):
@@ -52,14 +45,15 @@ def state(path):
 class Desk:
     """A folder with sounds and a trained encoder of three tasks, and the scripts run beside it."""
 
-    def __init__(self, folder, capsys=None):
-        self.folder, self.capsys = folder, capsys
+    def __init__(self, folder):
+        self.folder = folder
         self.sounds, self.runs, self.store = folder / "sounds", folder / "runs", folder / "store"
         self.common = (*ENCODER, *SHORT, f"--data_folder={self.sounds}", f"--store_folder={self.store}")
 
-    def train_args(self, *args):
+    def train_args(self, *args, kind="supclr"):
         settings = ("--task_classes=[[0],[1],[2,3]]", "--train_duration=0.2", "--num_workers=0", "--precision=fp32")
-        return ["supclr_train.py", TRAIN_YAML, *self.common, *settings, f"--output_base={self.runs}", *args]
+        yaml = TRAIN_YAML.with_name(f"{kind}_train.yaml")
+        return [f"{kind}_train.py", yaml, *self.common, *settings, f"--output_base={self.runs}", *args]
 
     def probe_args(self, *args):
         places = (f"--output_base={self.folder / 'judged'}", f"--ssl_checkpoints_dir={self.runs}")
@@ -78,42 +72,29 @@ class Desk:
         return ["datasets/demo.py", *args]
 
     def run(self, arguments):
-        """Run a script in this process: exit code, stdout, stderr."""
-        code, hook = 0, sys.excepthook
-        try:
-            with pytest.MonkeyPatch.context() as patch, contextlib.chdir(self.folder):
-                patch.setattr(sys, "argv", [str(a) for a in arguments])
-                runpy.run_path(str(REPO / arguments[0]), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            sys.excepthook = hook
-            for lock in runs._locks:
-                lock.release()
-            runs._locks.clear()
-            for name in (None, "datasets", "utils"):
-                for handler in logging.getLogger(name).handlers[:]:
-                    if not type(handler).__module__.startswith("_pytest"):
-                        logging.getLogger(name).removeHandler(handler)
-        said = self.capsys.readouterr() if self.capsys else None
-        return code, said and said.out, said and said.err
+        """Run a script in this process: its exit code, stdout and stderr."""
+        return run_here(*arguments, cwd=self.folder)
 
     def refused(self, arguments, *words, lines=1):
-        """Run a script, which must refuse its input as this file's first line says; what it said."""
+        """Run a script, which must refuse its input in a line or a given number of lines, and change nothing."""
         before, begun = tree(self.folder), time.process_time()
-        code, _, said = self.run(arguments)
-        assert code == 2, said
+        done = self.run(arguments)
         assert time.process_time() - begun < 30  # of the CPU: a busy machine is no hang
-        assert said.startswith("error: ") and said.count("\n") == lines and "Traceback" not in said, said
-        for word in words:
-            assert str(word) in said, said
-        assert len(said) < 5000
+        assert_refused(done, *words, lines=lines)
         assert tree(self.folder, self.store) == {p: s for p, s in before.items() if not p.startswith(str(self.store))}
         # The store is a cache: it may hold another whole store, or nothing.
         inside = {path: state for path, state in tree(self.store).items() if path not in before}
         assert not any(".writing" in path for path in inside)
         assert not [p for p in inside if ".int16" in p] or [p for p in inside if p.endswith("store.json")]
-        return said
+        return done.err
+
+
+def assert_refused(done, *words, lines=1):
+    """A script ended with exit code 2 and an error of so many lines, in which these words are."""
+    assert done.code == 2, done.said
+    assert done.err.startswith("error: ") and done.err.count("\n") == lines and len(done.err) < 5000, done.err
+    assert "Traceback" not in done.said
+    assert [str(word) for word in words if str(word) not in done.err] == [], done.err
 
 
 class Runs:
@@ -127,3 +108,7 @@ def cut(file):
     os.truncate(file, file.stat().st_size // 2)
 
 
+def flip(file, place, bit):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)

@@ -1,17 +1,24 @@
-"""Scripts run on small audio in the published layouts, in processes of their own, as a user runs them."""
+"""Scripts run on small audio in the published layouts: in this process, or in one of their own, as a user does."""
 
+import contextlib
 import functools
+import io
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pytest
 import soundfile
 
 from datasets import demo
 from datasets.prepare import DATA_KEYS, prepare
+from utils.run import folder as run_folders
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.experiment import Run
@@ -20,7 +27,67 @@ from utils.training.loop import Stream
 REPO = Path(__file__).parents[2]
 DEBUG = ("--debug", "--debug_batches", "1", "--debug_epochs", "1")
 US8K_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]
-BAR_DEBRIS = (b"\r", b"\x1b[", b"%|", b"it/s", b"s/it", b"clip/s")
+BAR_DEBRIS = ("\r", "\x1b[", "%|", "it/s", "s/it", "clip/s")
+
+
+class Done(NamedTuple):
+    """How a script ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self):
+        return self.out + self.err
+
+
+@contextlib.contextmanager
+def process_as_it_was():
+    """Undo what a main block does to its process: logging, the exception hook, locks of run folders."""
+    loggers = [logging.getLogger(name) for name in (None, "datasets", "utils")]
+    before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
+    hook = sys.excepthook
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        for log, level, handlers, propagate in before:
+            for handler in set(log.handlers) - set(handlers):
+                handler.close()
+            log.setLevel(level)
+            log.handlers, log.propagate = handlers, propagate
+        release_locks()
+
+
+def release_locks():
+    """Let other processes work in the run folders that this process holds until its end."""
+    for lock in run_folders._locks:
+        lock.release()
+    run_folders._locks.clear()
+
+
+def run_here(script, *args, cwd=REPO):
+    """Run a script's main block in this process, which spares the seconds that imports take."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, process_as_it_was(), contextlib.chdir(cwd):
+        patch.setattr(sys, "argv", [str(REPO / script), *map(str, args)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as stop:
+                code = stop.code or 0
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def edited(file, yaml, *changes):
+    """Write a YAML of the repository to a file with each (old, new) changed."""
+    text = (REPO / "hparams" / yaml).read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file
 
 
 class Lab:
@@ -63,22 +130,33 @@ class Lab:
 
     def start(self, command, cwd=REPO):
         """Start a process whose output is kept as bytes, so that no newline is translated."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT)
 
     def run(self, script, *args, cwd=REPO):
-        """Run a script to its end, which must be a good one; what it said, as text."""
-        process = self.start(self.command(script, *args), cwd)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said.decode()
-        assert not [debris for debris in BAR_DEBRIS if debris in said], said
-        return said.decode()
+        """Run a script in this process to its end, which must be a good one; what it said."""
+        done = run_here(script, *args, f"--store_folder={self.store}", cwd=cwd)
+        assert done.code == 0, done.said
+        assert not [debris for debris in BAR_DEBRIS if debris in done.said], done.said
+        return done.said
 
-    def train(self, base, *args, kind="supclr", yaml="us8k", data=None):
+    def train_args(self, base, *args, kind="supclr", yaml="us8k", data=None):
+        """Script and arguments that train a tiny encoder; `yaml` is a folder of hparams, or a file."""
+        yaml = yaml if isinstance(yaml, Path) else f"hparams/{yaml}/{kind}_train.yaml"
+        places = (f"--output_base={base}", f"--data_folder={data or self.sounds}")
+        return (f"{kind}_train.py", yaml, *self.tiny, *self.quick, *places, *args)
+
+    def train(self, base, *args, **where):
         """Run a trainer with a tiny encoder; the run folder and what it said."""
-        arguments = (f"hparams/{yaml}/{kind}_train.yaml", *self.tiny, *self.quick, f"--output_base={base}")
-        said = self.run(f"{kind}_train.py", *arguments, f"--data_folder={data or self.sounds}", *args)
+        said = self.run(*self.train_args(base, *args, **where))
+        (folder,) = Path(base).iterdir()
+        return folder, said
+
+    def judge(self, base, encoder, *args, yaml="us8k", data=None):
+        """Evaluate a tiny encoder; the run folder and what it said."""
+        places = (f"--output_base={base}", f"--data_folder={data or self.sounds}", f"--ssl_checkpoints_dir={encoder}")
+        said = self.run("linclf_train.py", f"hparams/{yaml}/linclf_train.yaml", *self.tiny, *places, *args)
         (folder,) = Path(base).iterdir()
         return folder, said
 

@@ -16,8 +16,16 @@ logger = logging.getLogger(__name__)
 
 # What torch puts around the text of an error that was raised in a DataLoader's worker.
 WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker process .*\n[\w.]+: ", re.DOTALL)
-early_messages = logging.handlers.BufferingHandler(10_000)  # from before there is a log file
 
+
+class EarlyMessages(logging.handlers.BufferingHandler):
+    """Keeps what is logged before there is a log file."""
+
+    def flush(self):
+        """Keep it: `logging.config.dictConfig`, which opens the log file, flushes every handler."""
+
+
+early_messages = EarlyMessages(10_000)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,91 @@
+"""Scripts in forks of this process: they start at once, as all is imported, and they can be killed."""
+
+import contextlib
+import importlib
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from helpers.lab import REPO
+
+USED_LATE = ("torch._dynamo", "torchmetrics", "matplotlib.pyplot", "PIL.PngImagePlugin")  # seconds of imports
+
+
+class Fork:
+    """A script that runs in a fork of this process, in a process group of its own; it says what it says in said.txt.
+
+    `prepare` is called in the fork before the script. It may patch what it likes.
+    """
+
+    def __init__(self, script, *args, cwd, prepare=lambda: None):
+        self.log, self.code = Path(cwd) / "said.txt", None
+        for module in USED_LATE:  # else each fork imports them anew
+            importlib.import_module(module)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run([str(REPO / script), *map(str, args)], cwd, prepare)
+
+    def _run(self, argv, cwd, prepare):
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(cwd)
+            said = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for number in (1, 2):
+                os.dup2(said, number)
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            sys.argv = argv
+            prepare()
+            runpy.run_path(argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def wait(self, seconds=120.0):
+        """Its exit code, or minus the signal that ended it; None where it is still running after so many seconds."""
+        end = time.monotonic() + seconds
+        while self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                return None
+            else:
+                time.sleep(0.002)
+        return self.code
+
+    def kill(self, number=signal.SIGKILL, group=True):
+        """Signal it, or its whole group, which it may not have made yet."""
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                with contextlib.suppress(ProcessLookupError):
+                    return os.killpg(self.pid, number)
+            os.kill(self.pid, number)
+
+    @property
+    def said(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def at_call(number, owner, name, action):
+    """Patch a method so that at the beginning of its `number`-th call, from 1, `action` is called."""
+    old, count = getattr(owner, name), 0
+
+    def method(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number:
+            action()
+        return old(*args, **kwargs)
+
+    setattr(owner, name, method)
