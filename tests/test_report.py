@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ import pytest
 from datasets.prepare import Data
 from datasets.selection import PROTOCOLS, Protocol, full, seen
 from helpers.pictures import assert_picture, has_colour, pixels, png_size
+from models.encoders import make_encoder
+from models.pann import PANN
 from utils.io.errors import InputError
 from utils.report import main
 from utils.results.comparison import aggregate, differences
@@ -346,7 +349,7 @@ def test_command_summarises_and_refuses_in_one_line(tmp_path, capsys):
 # A protocol that a user adds
 
 
-def judge(folder, name, correct, **changes):
+def judge(folder, name, correct, encoder="pann_tiny"):
     """What linclf_train.py leaves after it judged three encoders under a protocol.
 
     There is a class a task, with 10 test clips each. `correct` has, by encoder and class, how many were recognised; the
@@ -359,10 +362,12 @@ def judge(folder, name, correct, **changes):
         for table, seconds in ((correct, 1), (np.full((1, 3), 4), 2))
     )
     results = {"trained": trained, "floor": 3 * floor, "n_embedded": 90}
-    hparams = {"output_folder": str(folder), "linclf_train_type": name, "encoder": "cnn14", "seed": 7, "method": "m"}
+    modules = {"embedding_model": make_encoder(encoder, 80, 16) if isinstance(encoder, str) else encoder}
+    hparams = {"linclf_train_type": name, "seed": 7, "method": "m", "modules": modules}
     settings = {"dataset": "pets", "task_classes": "[[0], [1], [2]]"}
+    run = SimpleNamespace(folder=str(folder), hparams=hparams, data=data, settings=settings)
     folders = [str(folder / "save" / f"task{t}") for t in range(3)]
-    save_results(results, hparams, data, settings, settings, folders, **changes)
+    save_results(results, run, settings, folders)
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -412,10 +417,10 @@ def test_someone_elses_protocol_is_reported_from_what_its_run_records(tmp_path, 
     assert "Mine: accuracy in %" in summarise(folders) and "LEP (copied): accuracy" in summarise(folders)
 
 
-def test_the_encoder_is_called_what_the_caller_says(tmp_path):
-    assert judge(tmp_path / "a", "seen", TABLE)["encoder"] == "cnn14"
-    assert judge(tmp_path / "b", "seen", TABLE, encoder_name="PANN, 3 blocks")["encoder"] == "PANN, 3 blocks"
-    assert column_of([tmp_path / "a", tmp_path / "b"], "Encoder")[::2] == ["cnn14", "PANN, 3 blocks"]
+def test_the_encoder_is_called_what_it_is(tmp_path):
+    assert judge(tmp_path / "a", "seen", TABLE, "pann_tiny")["encoder"] == "pann_tiny"
+    assert judge(tmp_path / "b", "seen", TABLE, PANN(80, channels=(4, 8)))["encoder"] == "PANN 4-8"
+    assert column_of([tmp_path / "a", tmp_path / "b"], "Encoder")[::2] == ["pann_tiny", "PANN 4-8"]
 
 
 # Figures
