@@ -172,8 +172,10 @@ def _differs(key, saved, settings):
         return False
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
         return False
-    there = saved.get(key, KEYS[key].before if key in KEYS else None)
-    return not same_setting(there, settings.get(key))
+    there, here = saved.get(key, KEYS[key].before if key in KEYS else None), settings.get(key)
+    if key == "ssl_checkpoints_dir":  # a run folder and its save folder name the same encoders
+        there, here = (str(path).removesuffix("/save") for path in (there, here))
+    return not same_setting(there, here)
 
 
 def _refuse_other_run(folder, saved, settings):
