@@ -9,7 +9,7 @@ import torch
 from helpers import spies
 from helpers.checks import weights_of
 from helpers.lab import edited
-from utils.training import brain
+from utils.training import saving
 from utils.training.brain import TaskBrain
 from utils.training.checkpoints import AtomicCheckpointer
 
@@ -173,7 +173,7 @@ def test_saving_keeps_to_its_share_of_the_time(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", save)
     monkeypatch.setattr(TaskBrain, "on_stage_start", start)
-    monkeypatch.setattr(brain, "_seconds_to_save", lambda modules: 0.3)
-    monkeypatch.setattr(brain, "monotonic", lambda: now[0])
+    monkeypatch.setattr(saving, "_seconds_to_save", lambda modules: 0.3)
+    monkeypatch.setattr(saving, "monotonic", lambda: now[0])
     lab.train(tmp_path, "--ckpt_overhead=0.1", "--number_of_epochs=20", "--batch_size=16", "--task_classes=[[3,8]]")
     assert saved == [3, 8, 13, 18, 20]
