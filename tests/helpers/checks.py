@@ -130,7 +130,7 @@ def check_evaluation(folder, rows, tasks, kind):
 # What depends on the clock, on memory, on how often a run was started, on the number of workers, on who edits the code
 # meanwhile; and checksums of such files, by the names of the files.
 CHANGING = ("seconds", "train_seconds", "peak_memory_bytes", "clips_embedded", "command", "commit", "train_commit")
-CHANGING += ("crc32", "CKPT.yaml")
+CHANGING += ("started", "earlier_starts", "crc32", "CKPT.yaml")
 
 
 def content_of(path, root):

@@ -45,9 +45,9 @@ def state(path):
 class Desk:
     """A folder with sounds and a trained encoder of three tasks, and the scripts run beside it."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.sounds, self.runs, self.store = folder / "sounds", folder / "runs", folder / "store"
+    def __init__(self, folder, runs=None):
+        self.folder, self.runs = folder, runs or folder / "runs"
+        self.sounds, self.store = folder / "sounds", folder / "store"
         self.common = (*ENCODER, *SHORT, f"--data_folder={self.sounds}", f"--store_folder={self.store}")
 
     def train_args(self, *args, kind="supclr"):

@@ -5,6 +5,7 @@ import importlib
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -77,7 +78,7 @@ class Fork:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def at_call(number, owner, name, action):
+def at_call(number, owner, name, action, setattr=setattr):
     """Patch a method so that at the beginning of its `number`-th call, from 1, `action` is called."""
     old, count = getattr(owner, name), 0
 
@@ -89,3 +90,16 @@ def at_call(number, owner, name, action):
         return old(*args, **kwargs)
 
     setattr(owner, name, method)
+
+
+def torchruns_environment(rank, world_size, port=None):
+    """What torchrun tells a process; all processes of a run need the same port."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    numbers["MASTER_PORT"] = port or free_port()
+    return {**{name: str(number) for name, number in numbers.items()}, "MASTER_ADDR": "localhost"}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
