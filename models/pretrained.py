@@ -1,8 +1,8 @@
 """Published weights as a starting point for the encoder, read from a local file; nothing here downloads.
 
-Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, which bring their front end and
-so the settings to train with. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained
-here, which says nothing about settings.
+Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, whose front end says which
+settings to train with. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained here,
+which says nothing about settings.
 """
 
 import os
@@ -23,41 +23,19 @@ FRONT_END_TOLERANCE = 1e-3  # of the largest weight: versions of librosa differ 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of an encoder, and what they demand.
+    """Weights of an encoder, and the settings that they need."""
 
-    Attributes
-    ----------
-    path : str
-        The file.
-    kind : str
-        "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain".
-    state : dict of str to torch.Tensor
-        By the names that the encoders of `models.encoders` have for them.
-    settings : dict
-        The configuration keys and values without which the weights don't mean what they were trained to mean.
-    """
-
-    path: str
-    kind: str
-    state: dict = field(repr=False)
-    settings: dict
+    path: str  # the file
+    kind: str  # "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain"
+    state: dict[str, torch.Tensor] = field(repr=False)  # by the names in the encoders of `models.encoders`; on the CPU
+    settings: dict  # the configuration's keys and values that the weights were trained with
 
 
-def read_pretrained(path):
-    """Read a file of weights, running no code from it.
+def read_pretrained(path: str) -> Pretrained:
+    """Read a file of weights, running no code from it: a state dict, bare or under the key "model".
 
-    Of a PANN, `fc1` and `fc_audioset` are left out: the embedding here is what comes before them, the pooled output of
-    the last block. PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
-
-    Parameters
-    ----------
-    path : str
-        A state dict, bare or under the key "model".
-
-    Returns
-    -------
-    Pretrained
-        On the CPU.
+    Of a PANN, `fc1` and `fc_audioset` are left out: the embedding here is the pooled output of the last block, before
+    these layers. PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
 
     Raises
     ------
@@ -77,15 +55,8 @@ def read_pretrained(path):
     )
 
 
-def load_pretrained(pretrained, embedding_model):
-    """Put pretrained weights into an encoder: all of them, or none where one doesn't fit.
-
-    Parameters
-    ----------
-    pretrained : Pretrained or str
-        What `read_pretrained` returned, or a path for it.
-    embedding_model : torch.nn.Module
-        Changed in place.
+def load_pretrained(pretrained: Pretrained | str, embedding_model: torch.nn.Module):
+    """Put pretrained weights, or those of a file, into an encoder: all of them, or none if one doesn't fit.
 
     Raises
     ------
@@ -106,7 +77,7 @@ def load_pretrained(pretrained, embedding_model):
 
 
 def _load(path):
-    """What a file holds, if that is tensors and plain containers."""
+    """Load a file of tensors and plain containers."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: give the file of weights in it")
     if not os.path.exists(path):
@@ -114,7 +85,7 @@ def _load(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything, KeyError included
-        refused = re.search(r"\bGLOBAL (\S+)", str(error))  # of the two texts that name an object not allowed
+        refused = re.search(r"\bGLOBAL (\S+)", str(error))  # torch names the object that it refuses to load
         if refused is None:
             kind = type(error).__name__
             raise InputError(f"{path} can't be read as weights ({kind}): it is damaged or no checkpoint") from error
@@ -125,7 +96,7 @@ def _load(path):
 
 
 def _from_pann(path, state):
-    """The encoder's part of a published PANN, once its front end is known to be one that is here."""
+    """Take the encoder's part of a published PANN, whose front end must be in `models.features.PANN_FRONT_ENDS`."""
     window = state[STFT].shape[-1]
     if window not in PANNS:
         known = " or ".join(f"{kind.split()[1]} ({size})" for size, (kind, _) in PANNS.items())
@@ -163,11 +134,11 @@ def _our_name(key):
 
 
 def _from_speechbrain(path, state):
-    """Names and shapes as they are: whether they fit, the encoder decides."""
+    """Take names and shapes as they are; `load_pretrained` compares them with the encoder's."""
     return Pretrained(path, "SpeechBrain", dict(state), {})
 
 
-LAYOUTS = (  # names that tell a layout, and its reader
+LAYOUTS = (  # names that identify a layout, and its reader
     ({"bn0.weight", "conv_block1.conv1.weight", STFT, "logmel_extractor.melW"}, _from_pann),
     ({"norm0.weight", "conv_block1.conv1.weight"}, _from_speechbrain),
     ({"blocks.0.conv.conv.weight", "fc.conv.weight"}, _from_speechbrain),
