@@ -7,12 +7,12 @@ Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), sectio
         --ssl_checkpoints_dir=results/simclr+seed_2022/save --linclf_train_type=seen --experiment_name=simclr-lep
 
 Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
-<experiment_name>+seed_<seed>, each beside the same evaluation of a random-weights encoder, the floor. Keys that matter:
-linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs,
-standardise. Encoder and front end are those of ssl_checkpoints_dir's run. With full, any number of encoders of any data
-set.
+<experiment_name>+seed_<seed>, each beside the same evaluation of an encoder with random weights, the floor. Keys that
+matter: linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs,
+standardise. With full, any number of encoders of any data set can be judged.
 
-Each clip passes each encoder once; embeddings stay beside the checkpoints, so the next evaluation takes seconds.
+The run in ssl_checkpoints_dir decides encoder, width, norms and front end. Each clip passes each encoder once.
+Embeddings stay beside the checkpoints, so the next evaluation takes seconds.
 """
 
 import copy

@@ -1,8 +1,8 @@
-"""Published weights as a starting point for the encoder, read from a local file.
+"""Published weights as a starting point for the encoder, read from a local file; nothing here downloads.
 
-Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, which contain their front end
-and so determine the settings. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained
-here, without settings.
+Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, whose front end says which
+settings to train with. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained here,
+which says nothing about settings.
 """
 
 import os
@@ -23,47 +23,25 @@ FRONT_END_TOLERANCE = 1e-3  # of the largest weight: versions of librosa differ 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of an encoder, and the settings that they need.
+    """Weights of an encoder, and the settings that they need."""
 
-    Attributes
-    ----------
-    path : str
-        The file.
-    kind : str
-        "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain".
-    state : dict of str to torch.Tensor
-        By the names in the encoders of `models.encoders`.
-    settings : dict
-        The configuration keys and values that the encoder was trained with.
-    """
-
-    path: str
-    kind: str
-    state: dict = field(repr=False)
-    settings: dict
+    path: str  # the file
+    kind: str  # "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain"
+    state: dict[str, torch.Tensor] = field(repr=False)  # by the names in the encoders of `models.encoders`; on the CPU
+    settings: dict  # the configuration's keys and values that the weights were trained with
 
 
-def read_pretrained(path):
-    """Read a file of weights, running no code from it.
+def read_pretrained(path: str) -> Pretrained:
+    """Read a file of weights, running no code from it: a state dict, bare or under the key "model".
 
-    Of a PANN, `fc1` and `fc_audioset` are left out: the embedding is the pooled output of the last block, their input.
-    PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
-
-    Parameters
-    ----------
-    path : str
-        A state dict, bare or under the key "model".
-
-    Returns
-    -------
-    Pretrained
-        On the CPU.
+    Of a PANN, `fc1` and `fc_audioset` are left out: the embedding here is the pooled output of the last block, before
+    these layers. PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
 
     Raises
     ------
     InputError
-        No such file, a damaged one, one with other objects than tensors, one of another layout, or a PANN with another
-        front end than those of `models.features.PANN_FRONT_ENDS`.
+        No such file, a damaged one, one that holds more than tensors, one of another layout, or a PANN with a front
+        end that is neither of `models.features.PANN_FRONT_ENDS`.
     """
     content = _load(path)
     state = content.get("model", content) if isinstance(content, dict) else None
@@ -77,20 +55,13 @@ def read_pretrained(path):
     )
 
 
-def load_pretrained(pretrained, embedding_model):
-    """Load pretrained weights into an encoder: all of them, or none if one doesn't fit.
-
-    Parameters
-    ----------
-    pretrained : Pretrained or str
-        Or the path of a file.
-    embedding_model : torch.nn.Module
-        Changed in place.
+def load_pretrained(pretrained: Pretrained | str, embedding_model: torch.nn.Module):
+    """Put pretrained weights, or those of a file, into an encoder: all of them, or none if one doesn't fit.
 
     Raises
     ------
     InputError
-        As `read_pretrained`; or a weight is missing on one side or has another shape. The text names the first.
+        As `read_pretrained`; or a weight that only one side has, or that has another shape. The first is named.
     """
     if not isinstance(pretrained, Pretrained):
         pretrained = read_pretrained(pretrained)
@@ -106,15 +77,15 @@ def load_pretrained(pretrained, embedding_model):
 
 
 def _load(path):
-    """Read a file of tensors and plain containers."""
+    """Load a file of tensors and plain containers."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: give the file of weights in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises errors of any type on damaged bytes, KeyError included
-        refused = re.search(r"\bGLOBAL (\S+)", str(error))  # torch's two texts about an object that is not allowed
+    except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything, KeyError included
+        refused = re.search(r"\bGLOBAL (\S+)", str(error))  # torch names the object that it refuses to load
         if refused is None:
             kind = type(error).__name__
             raise InputError(f"{path} can't be read as weights ({kind}): it is damaged or no checkpoint") from error
@@ -125,7 +96,7 @@ def _load(path):
 
 
 def _from_pann(path, state):
-    """Take the encoder's part of a published PANN whose front end is known."""
+    """Take the encoder's part of a published PANN, whose front end must be in `models.features.PANN_FRONT_ENDS`."""
     window = state[STFT].shape[-1]
     if window not in PANNS:
         known = " or ".join(f"{kind.split()[1]} ({size})" for size, (kind, _) in PANNS.items())
@@ -146,7 +117,7 @@ def _from_pann(path, state):
 
 
 def _check_front_end(path, state, name):
-    """Raise InputError if a PANN was trained on other features than the front end `name` computes."""
+    """Raise if a PANN was trained on other features than the front end `name` computes."""
     for key, ours in PANNFeatures(**PANN_FRONT_ENDS[name]).state_dict().items():
         theirs = state.get(key)
         fits = theirs is not None and theirs.shape == ours.shape
@@ -158,16 +129,16 @@ def _check_front_end(path, state, name):
 
 
 def _our_name(key):
-    """Translate a PANN's name: bn0.weight -> norm0.weight, conv_block1.bn2.bias -> conv_block1.norm2.bias."""
+    """bn0.weight -> norm0.weight, conv_block1.bn2.bias -> conv_block1.norm2.bias."""
     return re.sub(r"(^|\.)bn(?=\d\.)", r"\1norm", key)
 
 
 def _from_speechbrain(path, state):
-    """Take all weights; `load_pretrained` checks whether they fit."""
+    """Take names and shapes as they are; `load_pretrained` compares them with the encoder's."""
     return Pretrained(path, "SpeechBrain", dict(state), {})
 
 
-LAYOUTS = (  # the names by which a layout is recognised, and its reader
+LAYOUTS = (  # names that identify a layout, and its reader
     ({"bn0.weight", "conv_block1.conv1.weight", STFT, "logmel_extractor.melW"}, _from_pann),
     ({"norm0.weight", "conv_block1.conv1.weight"}, _from_speechbrain),
     ({"blocks.0.conv.conv.weight", "fc.conv.weight"}, _from_speechbrain),

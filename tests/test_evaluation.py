@@ -3,7 +3,6 @@
 import collections
 import copy
 import hashlib
-import itertools
 import shutil
 import tracemalloc
 
@@ -12,12 +11,10 @@ import pytest
 import speechbrain as sb
 import torch
 from sklearn.preprocessing import StandardScaler
-from torch.utils.data import Dataset
 
 from datasets.selection import PROTOCOLS
 from helpers.lab import REPO
 from linclf_train import LinearProbe
-from models.embed import embed
 from utils.evaluation.embeddings import Embedder, EmbeddingCache
 from utils.evaluation.judge import Evaluation, evaluate_encoders, standardise
 from utils.evaluation.probes import Embedded, confusion_matrix, linear
@@ -100,68 +97,43 @@ def test_only_the_clips_that_a_protocol_needs_are_embedded(start, folders):
     assert results["n_embedded"] == 2 * (3 + 2 + 2)  # training clips kept, valid, test; the encoder and the floor
 
 
-class Reencoded(Dataset):
-    """Embeddings and labels as `Embedded` has them, but computed whenever they are asked for."""
-
-    n_encoded = 0
-
-    def __init__(self, rows, store, modules):
-        self.clips, self.labels = rows["clip"].to_numpy(), rows["label"].to_numpy()
-        self.store, self.modules = store, modules
-
-    def __len__(self):
-        return len(self.clips)
-
-    def __getitem__(self, places):
-        """([batch, D], [batch]), each clip encoded on its own."""
-        with torch.no_grad():
-            wavs = [torch.from_numpy(self.store.read(int(self.clips[place])))[None] for place in places]
-            vectors = torch.cat([embed(self.modules, wav, torch.ones(1)) for wav in wavs])
-        Reencoded.n_encoded += len(places)
-        return vectors, torch.tensor(self.labels[places])
-
-
 @pytest.mark.parametrize("t", [1, 4])
-def test_lep_on_cached_embeddings_is_lep_that_encodes_in_every_epoch(start, folders, tmp_path, t):
+def test_lep_on_kept_embeddings_is_a_linear_probe_on_the_bare_network(start, folders, tmp_path, t):
     run = start()
     load_encoder(folders[t], run.hparams["modules"])
     embedder, cache = embedder_of(run), EmbeddingCache(str(tmp_path / "cache"))
-    evaluation = Evaluation(LinearProbe, run)
-    cached = evaluation.judge(t, embedder, cache, str(tmp_path / "task.json"), "encoder")
-    Reencoded.n_encoded, store = 0, run.data.store
-    parts = {name: Reencoded(rows, store, embedder.modules) for name, rows in evaluation.rows(t).items()}
-    train_probe = {"n_classes": 10, "balanced": False, "run": run, "brain_class": LinearProbe}
-    predict = linear(parts["train"], parts["valid"], **train_probe)
-    assert Reencoded.n_encoded == 4 * (len(parts["train"]) // 8 * 8 + len(parts["valid"]))
-    assert confusion_matrix(lambda vectors: predict(vectors), parts["test"], 10).tolist() == cached["confusion"]
-    assert predict.about["epoch"] == cached["epoch"]
-    # Every prediction, on the clips of all splits: a single one may agree by chance.
-    kept = {name: Embedded(cache.get(embedder, store, part.clips), part.labels) for name, part in parts.items()}
-    again = linear(kept["train"], kept["valid"], **train_probe)
-    for name, part in parts.items():
-        everything = list(range(len(part)))
-        np.testing.assert_array_equal(predict(part[everything][0]), again(kept[name][everything][0]))
+    evaluation, parts = Evaluation(LinearProbe, run), {}
+    kept = [evaluation.judge(t, embedder, cache, str(tmp_path / f"{k}.json"), "encoder") for k in range(2)]
+    for name, rows in evaluation.rows(t).items():
+        vectors = np.concatenate([bare(embedder, run.data.store.read(clip)) for clip in rows["clip"]])
+        parts[name] = Embedded(vectors, rows["label"].to_numpy())
+    predict = linear(parts["train"], parts["valid"], 10, balanced=False, run=run, brain_class=LinearProbe)
+    for result in kept:  # of fresh embeddings, and of those read from the file
+        assert confusion_matrix(predict, parts["test"], 10).tolist() == result["confusion"]
+        assert predict.about["epoch"] == result["epoch"]
     assert embedder.n_embedded == sum(len(part) for part in parts.values())
 
 
 # Embeddings
 
 
+def bare(embedder, wav):
+    """[1, D]: the modules called one after the other, the whole clip at its own length, in evaluation mode."""
+    with torch.no_grad():
+        features = embedder.modules["compute_features"](torch.from_numpy(wav)[None])
+        features = features - features.mean(dim=1, keepdim=True)
+        return embedder.modules["embedding_model"].eval()(features)[0].numpy()
+
+
 def test_embeddings_are_those_of_the_bare_network_whatever_the_batch(embedder):
-    """Against the modules called one after the other, the whole clip at its own length, in evaluation mode."""
     store = Clips([4000, 4000, 4000, 9000, 4000, 2500])
-    expected = []
-    for wav in store.wavs:
-        with torch.no_grad():
-            features = embedder.modules["compute_features"](torch.from_numpy(wav)[None])
-            features = features - features.mean(dim=1, keepdim=True)
-            expected.append(embedder.modules["embedding_model"].eval()(features)[0, 0].numpy())
+    expected = np.concatenate([bare(embedder, wav) for wav in store.wavs])
     assert np.ptp(expected, axis=0).max() > 1e-2  # they do differ by clip
     np.testing.assert_allclose(embedder(store, np.arange(6)), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(embedder(store, np.arange(6)[::-1])[::-1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_key_is_that_of_weights_and_front_end(start, embedder):
+def test_the_key_is_that_of_weights_and_front_end(start, embedder, tmp_path):
     key = embedder.key()
     embedder(Clips([4000, 5000]), [0, 1])
     assert embedder.key() == key  # embedding changes nothing
@@ -175,29 +147,13 @@ def test_the_key_is_that_of_weights_and_front_end(start, embedder):
     buffers = run.hparams["modules"]["embedding_model"].named_buffers()
     next(buffer for name, buffer in buffers if "running_mean" in name)[0] += 1e-6
     keys.append(embedder_of(run).key())
-    for module, setting, value in (
-        ("mean_var_norm", "std_norm", True),
-        ("mean_var_norm", "norm_type", "batch"),
-        ("compute_features", "deltas", True),
-    ):
-        run = start()
-        assert getattr(run.hparams["modules"][module], setting) != value
-        setattr(run.hparams["modules"][module], setting, value)
-        keys.append(embedder_of(run).key())
+    for old, new in (("hop_length: 10", "hop_length: 20"), ("f_min: 0", "f_min: 50"), ("n_fft: 400", "n_fft: 512"),
+                     ("win_length: 25", "win_length: 20"), ("mean_norm: True", "mean_norm: False")):  # fmt: skip
+        text = (REPO / "hparams" / "us8k" / "linclf_train.yaml").read_text()
+        assert text.count(old) == 1
+        (tmp_path / "other.yaml").write_text(text.replace(old, new))
+        keys.append(embedder_of(start(yaml=tmp_path / "other.yaml")).key())
     assert len(set(keys)) == len(keys)
-
-
-@pytest.mark.parametrize(
-    ("line", "other"),
-    [("hop_length: 10", "hop_length: 20"), ("f_min: 0", "f_min: 50"), ("n_fft: 400", "n_fft: 512"),
-     ("win_length: 25", "win_length: 20")],
-)  # fmt: skip
-def test_the_front_ends_settings_are_in_the_key(start, embedder, tmp_path, line, other):
-    """Another hop, band or window in the YAML makes other embeddings."""
-    text = (REPO / "hparams" / "us8k" / "linclf_train.yaml").read_text()
-    assert text.count(line) == 1
-    (tmp_path / "other.yaml").write_text(text.replace(line, other))
-    assert embedder_of(start(yaml=tmp_path / "other.yaml")).key() != embedder.key()
 
 
 def test_a_changed_clip_is_embedded_again_and_no_other(embedder, tmp_path):
@@ -208,34 +164,6 @@ def test_a_changed_clip_is_embedded_again_and_no_other(embedder, tmp_path):
     after = cache.get(embedder, store, [0, 1, 2])
     assert embedder.n_embedded == 4
     assert np.array_equal(before[[0, 2]], after[[0, 2]]) and not np.allclose(before[1], after[1])
-
-
-def flip(content, place, bit=2):
-    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-
-
-DAMAGES = {
-    "empty": lambda content: b"",
-    "text": lambda content: b"not an archive\n",
-    "truncated": lambda content: content[: len(content) // 2],
-    "last byte missing": lambda content: content[:-1],
-    "bit flipped in the vectors": lambda content: flip(content, len(content) // 2),
-    "bit flipped in the ids": lambda content: flip(content, 200),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_cache_is_noticed_and_rebuilt(embedder, tmp_path, caplog, damage):
-    store = Clips([3000 + 500 * i for i in range(8)])
-    cache = EmbeddingCache(str(tmp_path))
-    good = cache.get(embedder, store, np.arange(8))
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
-    embedder.n_embedded = 0
-    assert np.array_equal(cache.get(embedder, store, np.arange(8)), good)
-    assert embedder.n_embedded == 8 and "damaged" in caplog.text
-    assert np.array_equal(cache.get(embedder, store, np.arange(8)), good) and embedder.n_embedded == 8
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 class Vectors:
@@ -253,20 +181,16 @@ class Vectors:
         return "key"
 
 
-def test_no_single_flipped_bit_gives_other_embeddings(tmp_path):
-    """Whatever the bit hits, the archive's structure included: the right vectors, or they are embedded again."""
+def test_no_damage_gives_other_embeddings(tmp_path):
+    """Whatever bit is flipped, the archive's structure included: the right vectors, or they are embedded again."""
     rng, vectors, cache = np.random.default_rng(0), Vectors(3, 4), EmbeddingCache(str(tmp_path))
     good = cache.get(vectors, vectors, np.arange(3))
     path = tmp_path / "key.npz"
-    content, starts = path.read_bytes(), 0
-    directory = len(content) - 160
-    bits = [(place, int(rng.integers(8))) for place in range(0, directory, 3)]
-    for place, bit in [*bits, *itertools.product(range(directory, len(content)), range(8))]:
-        path.write_bytes(flip(content, place, bit))
+    content, directory = path.read_bytes(), path.stat().st_size - 160
+    for place in [*range(0, directory, 8), *range(directory, len(content))]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.integers(8)]) + content[place + 1 :])
         assert np.array_equal(cache.get(vectors, vectors, np.arange(3)), good), place
-        starts += 1
-    again = vectors.n_embedded // 3 - 1
-    assert vectors.n_embedded % 3 == 0 and min(again, starts - again) > 100
+    assert vectors.n_embedded > 100 and [file.name for file in tmp_path.iterdir()] == ["key.npz"]
 
 
 def test_embeddings_go_elsewhere_where_the_encoders_folder_cannot_be_written(embedder, tmp_path, caplog):

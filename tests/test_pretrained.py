@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.Cnn14 import Cnn14, ConvBlock
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
+from helpers.desk import Runs
 from helpers.weights import NARROW, RATE, batch_norm_state, extractors, front_end_state, pann_state
 from models.embed import embed
 from models.encoders import ENCODERS, make_encoder
-from models.features import make_front_end
-from models.pann import CNN14_CHANNELS, PANN
+from models.pann import PANN
 from models.pretrained import load_pretrained, read_pretrained
+from simsiam_train import SimSiam
 from utils.io.errors import InputError
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
@@ -44,102 +45,56 @@ def published_embedding(state, wav):
     return x.max(dim=2).values + x.mean(dim=2)
 
 
-def with_random_statistics(module):
-    """Move the running statistics from their initial values, so that an evaluation depends on them."""
-    for name, buffer in module.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
-    return module.eval()
-
-
-def narrow_cnn14(norm_type="bn", n_mels=40):
+def narrow_cnn14(norm_type="bn"):
     """SpeechBrain's Cnn14 with narrower blocks."""
-    model = Cnn14(mel_bins=n_mels, emb_dim=NARROW[-1], norm_type=norm_type)
+    model = Cnn14(mel_bins=40, emb_dim=2048, norm_type=norm_type)
     for i, (c_in, c_out) in enumerate(zip((1, *NARROW), NARROW, strict=False), start=1):
         setattr(model, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))
-    return with_random_statistics(model)
+    return model
 
 
-@pytest.mark.parametrize("as_in_2019", [False, True])  # torch's file format before 1.6 is that of the published files
-@pytest.mark.parametrize(("window", "kind"), [(512, "PANN Cnn14_16k"), (1024, "PANN Cnn14")])
-def test_a_pann_embeds_as_published(window, kind, as_in_2019, tmp_path):
-    state = pann_state(window)
-    path = save({"model": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=not as_in_2019)
-    pretrained = read_pretrained(path)
-    settings = pretrained.settings
-    assert (pretrained.path, pretrained.kind) == (path, kind)
-    front_end = make_front_end(settings["front_end"], None, settings["sample_rate"], settings["n_mels"])
-    encoder = PANN(settings["n_mels"], NARROW, settings["emb_norm_type"])
-    load_pretrained(pretrained, encoder)
-    wav = 0.1 * torch.randn(2, RATE[window], generator=torch.Generator().manual_seed(0))
-    expected = published_embedding(state, wav)
-    with torch.no_grad():
-        ours = encoder.eval()(front_end(wav)).squeeze(1)
-    assert expected.std() > 0.1  # clips and features differ, so equality says something
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("window", "front_end"), [(512, "pann_16k"), (1024, "pann_32k")])
-def test_a_published_file_fits_cnn14_and_demands_its_settings(window, front_end, tmp_path):
-    small = pann_state(window)
-    shapes = {name: tensor.shape for name, tensor in pann_shapes().items()}
-    fixed = front_end_state(window)
-    state = {name: fixed.get(name, torch.zeros(()).expand(shapes.get(name, ()))) for name in small}  # 0 bytes a weight
-    pretrained = read_pretrained(save({"model": state}, tmp_path / "w.pth"))
-    assert pretrained.settings == {
-        "encoder": "cnn14",
-        "emb_dim": 2048,
-        "emb_norm_type": "bn",
-        "front_end": front_end,
-        "n_mels": 64,
-        "mean_norm": False,
-        "sample_rate": RATE[window],
-    }
-    with torch.device("meta"):
-        reference = Cnn14(mel_bins=64, emb_dim=2048).state_dict()
-    assert {k: v.shape for k, v in pretrained.state.items()} == {k: v.shape for k, v in reference.items()}
-
-
-def pann_shapes():
-    """Weights of the full Cnn14 by their published names, without memory."""
-    shapes = {}
-    with torch.device("meta"):
-        for i, (c_in, c_out) in enumerate(zip((1, *CNN14_CHANNELS), CNN14_CHANNELS, strict=False), start=1):
-            for j, size in ((1, c_in), (2, c_out)):
-                shapes[f"conv_block{i}.conv{j}.weight"] = torch.empty(c_out, size, 3, 3)
-                for entry in ("weight", "bias", "running_mean", "running_var"):
-                    shapes[f"conv_block{i}.bn{j}.{entry}"] = torch.empty(c_out)
-        for entry in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"bn0.{entry}"] = torch.empty(64)
-    return shapes
-
-
-def test_narrow_weights_demand_no_cnn14_but_their_own_size(tmp_path):
-    settings = read_pretrained(save({"model": pann_state(512)}, tmp_path / "w.pth")).settings
-    assert settings["emb_dim"] == 128 and "encoder" not in settings
-
-
-@pytest.mark.parametrize("norm_type", ["bn", "in", "ln"])
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state}])
-def test_speechbrains_cnn14_gives_the_same_outputs(norm_type, wrap, tmp_path):
-    reference = narrow_cnn14(norm_type)
-    path = save(wrap(reference.state_dict()), tmp_path / "embedding_model.ckpt")
-    pretrained, encoder = read_pretrained(path), PANN(40, NARROW, norm_type)
-    assert (pretrained.kind, pretrained.settings) == ("SpeechBrain", {})
-    load_pretrained(path, encoder)
-    x = torch.randn(2, 70, 40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(encoder.eval()(x), reference(x), rtol=1e-4, atol=1e-5)
-
-
-def test_speechbrains_ecapa_gives_the_same_outputs(tmp_path):
+def narrow_ecapa():
     sizes = {"channels": [128] * 4 + [384], "kernel_sizes": [5, 3, 3, 3, 1], "dilations": [1, 2, 3, 4, 1]}
-    reference = with_random_statistics(ECAPA_TDNN(40, lin_neurons=16, attention_channels=128, **sizes))
-    encoder = make_encoder("ecapa_tiny", n_mels=40, emb_dim=16)
-    pretrained = read_pretrained(save(reference.state_dict(), tmp_path / "embedding_model.ckpt"))
+    return ECAPA_TDNN(40, lin_neurons=16, attention_channels=128, **sizes)
+
+
+PUBLISHED = [(512, "pann_16k", "PANN Cnn14_16k"), (1024, "pann_32k", "PANN Cnn14")]
+
+
+@pytest.mark.parametrize(("window", "front_end", "kind"), PUBLISHED)
+def test_a_published_file_fits_cnn14_and_demands_its_settings(window, front_end, kind, tmp_path):
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Cnn14(mel_bins=64, emb_dim=2048).state_dict().items()}
+    published = {re.sub(r"norm(?=\d)", "bn", name): shape for name, shape in shapes.items()}
+    state = {name: torch.zeros(()).expand(shape) for name, shape in published.items()}  # 0 bytes a weight
+    assert published.keys() == {k for k in pann_state(window) if not k.startswith(("spectro", "logmel", "fc"))}
+    pretrained = read_pretrained(save({"model": {**state, **front_end_state(window)}}, tmp_path / "w.pth"))
+    assert pretrained.settings == {
+        "encoder": "cnn14", "emb_dim": 2048, "emb_norm_type": "bn", "front_end": front_end, "n_mels": 64,
+        "mean_norm": False, "sample_rate": RATE[window],
+    }  # fmt: skip
+    assert {k: v.shape for k, v in pretrained.state.items()} == shapes
+    narrow = read_pretrained(save({"model": pann_state(window)}, tmp_path / "narrow.pth"))
+    assert narrow.kind == pretrained.kind == kind and "encoder" not in narrow.settings
+
+
+@pytest.mark.parametrize(
+    ("reference", "encoder", "wrap"),
+    [
+        (lambda: narrow_cnn14("bn"), lambda: PANN(40, NARROW, "bn"), True),
+        (lambda: narrow_cnn14("in"), lambda: PANN(40, NARROW, "in"), False),
+        (narrow_ecapa, lambda: make_encoder("ecapa_tiny", n_mels=40, emb_dim=16), False),
+    ],
+    ids=["bn", "in", "ecapa"],
+)
+def test_weights_of_speechbrains_encoders_are_taken_as_they_are(reference, encoder, wrap, tmp_path):
+    """With the same weights, the outputs are the same: tests/test_models.py."""
+    state, encoder = reference().state_dict(), encoder()
+    pretrained = read_pretrained(save({"model": state} if wrap else state, tmp_path / "embedding_model.ckpt"))
     assert (pretrained.kind, pretrained.settings) == ("SpeechBrain", {})
     load_pretrained(pretrained, encoder)
-    x = torch.randn(2, 50, 40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(encoder.eval()(x, torch.ones(2)), reference(x, torch.ones(2)), rtol=1e-5, atol=1e-5)
+    loaded = encoder.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def one_line(call, *args):
@@ -150,105 +105,63 @@ def one_line(call, *args):
     return str(caught.value)
 
 
-def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
-    path = save({"model": pann_state(512)}, tmp_path / "w.pth")
-    encoder = PANN(64, (8, *NARROW[1:]))
+def more_than_a_cnn14():
+    return {**pann_state(512), "pre_conv0.weight": torch.zeros(64, 1, 11)}  # Wavegram-Logmel-Cnn14 has these too
+
+
+MISFITS = [  # what the file holds, the encoder, and which weight is named
+    (more_than_a_cnn14, lambda: PANN(64, NARROW), "pre_conv0.weight is [64, 1, 11] there, missing here"),
+    (None, lambda: PANN(40, (8, *NARROW[1:])), "conv_block1.conv1.weight is [4, 1, 3, 3] there, [8, 1, 3, 3] here"),
+    (None, lambda: PANN(80, NARROW), "norm0.weight is [40] there, [80] here"),
+    (None, lambda: PANN(40, NARROW[:-1]), "conv_block6.conv1.weight is [128, 64, 3, 3] there, missing here"),
+    (None, lambda: PANN(40, NARROW, "ln"), "norm0.running_mean is [40] there, missing here"),
+    (None, lambda: make_encoder("ecapa_tiny", 40, 16), "blocks.0.conv.conv.weight is missing there, [128, 40, 5] here"),
+]
+
+
+@pytest.mark.parametrize(("state", "encoder", "said"), MISFITS)
+def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(state, encoder, said, tmp_path):
+    path, encoder = save((state or narrow_cnn14().state_dict)(), tmp_path / "w.pth"), encoder()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     assert one_line(load_pretrained, path, encoder) == (
-        f"{path} does not fit the encoder (conv_block1.conv1.weight is [4, 1, 3, 3] there, [8, 1, 3, 3] here): "
+        f"{path} does not fit the encoder ({said}): "
         "set encoder, emb_dim, n_mels and emb_norm_type to what it was trained with"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("encoder", "said"),
-    [
-        (lambda: PANN(80, NARROW), "norm0.weight is [40] there, [80] here"),
-        (lambda: PANN(40, NARROW[:-1]), "conv_block6.conv1.weight is [128, 64, 3, 3] there, missing here"),
-        (
-            lambda: PANN(40, (*NARROW[:-1], 96)),
-            "conv_block6.conv1.weight is [128, 64, 3, 3] there, [96, 64, 3, 3] here",
-        ),
-        (lambda: PANN(40, NARROW, "ln"), "norm0.running_mean is [40] there, missing here"),
-        (
-            lambda: make_encoder("ecapa_tiny", 40, 16),
-            "blocks.0.conv.conv.weight is missing there, [128, 40, 5] here",
-        ),
-    ],
-)
-def test_every_kind_of_misfit(encoder, said, tmp_path):
-    path = save(narrow_cnn14().state_dict(), tmp_path / "embedding_model.ckpt")
-    assert f"{path} does not fit the encoder ({said}): set " in one_line(load_pretrained, path, encoder())
+NO_CHECKPOINTS = [b"hello world", b"<!DOCTYPE html><html>not found</html>", b"PK\x03\x04", b"\x80\x02"]
 
 
-def test_missing_file_and_folder(tmp_path):
-    assert one_line(read_pretrained, f"{tmp_path}/w.pth") == f"{tmp_path}/w.pth does not exist: check the path"
-    assert one_line(read_pretrained, str(tmp_path)) == f"{tmp_path} is a folder: give the file of weights in it"
-    assert "does not exist" in one_line(load_pretrained, f"{tmp_path}/w.pth", None)
-
-
-@pytest.mark.parametrize("kept", [0, 10, 100, -3])
+@pytest.mark.parametrize("kept", [0, 10, 100, -3, *NO_CHECKPOINTS])
 @pytest.mark.parametrize("as_in_2019", [False, True])
-def test_truncated_file(kept, as_in_2019, tmp_path):
+def test_a_damaged_file_or_none_of_weights(kept, as_in_2019, tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"model": pann_state(512)}, path, _use_new_zipfile_serialization=not as_in_2019)
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(kept if isinstance(kept, bytes) else path.read_bytes()[:kept])
     assert f"{path} can't be read as weights (" in one_line(read_pretrained, str(path))
-
-
-@pytest.mark.parametrize(
-    "content", [b"hello world", b"<!DOCTYPE html><html>not found</html>", b"PK\x03\x04", b"\x80\x02"]
-)
-def test_a_file_that_is_no_checkpoint(content, tmp_path):
-    path = tmp_path / "w.pth"
-    path.write_bytes(content)
-    assert f"{path} can't be read as weights (" in one_line(read_pretrained, str(path))
-
-
-class Trap:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
 
 
 @pytest.mark.parametrize("as_in_2019", [False, True])
-def test_no_code_of_a_file_runs(as_in_2019, tmp_path):
-    trap = str(tmp_path / "trapped")
-    content = {"model": pann_state(512), "extra": Trap(trap)}
-    path = save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not as_in_2019)
-    said = one_line(read_pretrained, path)
-    assert "holds other objects than tensors (posix.mkdir)" in said and "if you trust it" in said
-    assert not os.path.exists(trap)
-
-
-def test_weights_extracted_as_the_error_says_can_be_read(tmp_path, monkeypatch):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # an object, as training scripts save it
-    state = pann_state(512)
-    said = one_line(read_pretrained, save({"model": state, "optimizer": optimizer}, tmp_path / "all.pth"))
-    assert "(torch.optim.sgd.SGD)" in said
+def test_no_code_of_a_file_runs_and_its_weights_can_be_extracted_as_the_error_says(as_in_2019, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    state = pann_state(512)
+    content = {"model": state, "optimizer": Runs()}  # training scripts save objects too
+    path = save(content, tmp_path / "all.pth", _use_new_zipfile_serialization=not as_in_2019)
+    said = one_line(read_pretrained, path)
+    assert re.search(r"holds other objects than tensors \(\w+\.open\)", said) and "if you trust it" in said
+    assert not os.path.exists("ran")
     exec(re.search(r"torch\.save\(.*\)", said)[0], {"torch": torch})
     read = read_pretrained("weights.pth")
-    assert torch.equal(read.state["conv_block6.norm2.running_var"], state["conv_block6.bn2.running_var"])
+    assert os.path.exists("ran") and torch.equal(read.state["norm0.running_var"], state["bn0.running_var"])
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        {},
-        torch.zeros(3),
-        [torch.zeros(3)],
-        {"model": 3},
-        {"weight": torch.zeros(3), "bias": torch.zeros(3)},
-        {"model": {**batch_norm_state("bn0", 64, None), "conv_block1.conv1.weight": torch.zeros(4, 1, 3, 3)}},
-        {"norm0.weight": "text", "conv_block1.conv1.weight": 1},
-    ],
-)
+    [{}, torch.zeros(3), [torch.zeros(3)], {"model": 3}, {"weight": torch.zeros(3), "bias": torch.zeros(3)},
+     {"model": {**batch_norm_state("bn0", 64, None), "conv_block1.conv1.weight": torch.zeros(4, 1, 3, 3)}},
+     {"norm0.weight": "text", "conv_block1.conv1.weight": 1}],
+)  # fmt: skip
 def test_a_file_of_another_layout(content, tmp_path):
     path = save(content, tmp_path / "w.pth")
     said = one_line(read_pretrained, path)
@@ -276,10 +189,7 @@ def changed_state(**changes):
         (lambda: changed_state(melW=lambda w: w * torch.nan), "(logmel_extractor.melW differs)"),
         (lambda: changed_state(conv_real=lambda w: w.flip(0)), "(spectrogram_extractor.stft.conv_real.weight differs)"),
         (lambda: changed_state(conv_imag=None), "(spectrogram_extractor.stft.conv_imag.weight differs)"),
-        (
-            lambda: pann_state(512, NARROW[:4]),
-            "is another PANN than Cnn14 (it has no conv_block5.conv2.weight): use Cnn14",
-        ),
+        (lambda: pann_state(512, NARROW[:4]), "another PANN than Cnn14 (it has no conv_block5.conv2.weight): use"),
     ],
 )
 def test_a_pann_that_can_not_be_used_here(state, said, tmp_path):
@@ -291,36 +201,33 @@ def test_a_front_end_that_differs_in_rounding_is_the_same(tmp_path):
     assert read_pretrained(save({"model": state}, tmp_path / "w.pth")).kind == "PANN Cnn14_16k"
 
 
-def test_more_than_a_cnn14_does_not_fit(tmp_path):
-    state = {**pann_state(512), "pre_conv0.weight": torch.zeros(64, 1, 11)}  # Wavegram-Logmel-Cnn14 has these too
-    path = save({"model": state}, tmp_path / "w.pth")
-    assert "(pre_conv0.weight is [64, 1, 11] there, missing here)" in one_line(load_pretrained, path, PANN(64, NARROW))
+# From the command line; how such an encoder is judged: tests/test_saved.py
 
 
-# From the command line
-
-
-def arguments(lab, *given, yaml="us8k/simclr_train.yaml"):
-    """What a script has of these arguments: overrides and hparams."""
-    fixed = (f"hparams/{yaml}", f"--data_folder={lab.sounds}")
+def configured(lab, *given):
+    """A trainer's hparams with these arguments."""
+    fixed = ("hparams/us8k/simclr_train.yaml", f"--data_folder={lab.sounds}")
     file, run_opts, overrides = parse_arguments("", [*fixed, *map(str, given)])
-    return overrides, load_config(file, overrides, run_opts)
+    return load_config(file, overrides, run_opts)
 
 
-def test_a_pann_brings_its_settings_with_it(lab, tmp_path, monkeypatch):
+@pytest.mark.parametrize("as_in_2019", [False, True])  # torch's file format before 1.6 is that of the published files
+@pytest.mark.parametrize(("window", "front_end"), [(512, "pann_16k"), (1024, "pann_32k")])
+def test_a_pann_brings_its_settings_and_embeds_as_published(lab, tmp_path, monkeypatch, window, front_end, as_in_2019):
     monkeypatch.setitem(ENCODERS, "narrow", lambda n_mels, emb_dim, norm_type: PANN(n_mels, NARROW, norm_type))
-    state = pann_state(512)
-    path = save({"model": state}, tmp_path / "w=1.pth")
-    _, hparams = arguments(lab, f"--pretrained_weights={path}", "--encoder=narrow")
-    chosen = {key: hparams[key] for key in ("front_end", "n_mels", "mean_norm", "emb_dim", "sample_rate")}
-    assert chosen == {
-        "front_end": "pann_16k", "n_mels": 64, "mean_norm": False, "emb_dim": NARROW[-1], "sample_rate": 16000
-    }  # fmt: skip
-    wav = 0.1 * torch.randn(2, 8000)
+    state = pann_state(window)
+    path = save({"model": state}, tmp_path / "w=1.pth", _use_new_zipfile_serialization=not as_in_2019)
+    rate = f"--sample_rate={RATE[window]}"
+    hparams = configured(lab, f"--pretrained_weights={path}", "--encoder=narrow", "--emb_norm_type=bn", rate)
+    settings = {"front_end": front_end, "n_mels": 64, "mean_norm": False, "emb_dim": NARROW[-1]}
+    assert {key: hparams[key] for key in settings} == settings
+    wav = 0.1 * torch.randn(2, RATE[window], generator=torch.Generator().manual_seed(0))
     modules = {name: module.eval() for name, module in hparams["modules"].items()}
     with torch.inference_mode():
         ours = embed(modules, wav, torch.ones(2))
-    assert torch.allclose(ours, published_embedding(state, wav), atol=1e-4)
+    expected = published_embedding(state, wav)
+    assert expected.std() > 0.1  # clips and features differ, so equality says something
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -334,31 +241,16 @@ def test_a_pann_brings_its_settings_with_it(lab, tmp_path, monkeypatch):
 )
 def test_what_does_not_fit_a_pann_is_told_with_the_fix(lab, tmp_path, window, given, told):
     path = save({"model": pann_state(window)}, tmp_path / "w.pth")
-    assert told in one_line(arguments, lab, f"--pretrained_weights={path}", *given)
+    assert told in one_line(configured, lab, f"--pretrained_weights={path}", *given)
 
 
-def test_training_starts_from_pretrained_weights_and_its_encoder_is_judged(lab, encoder, tmp_path):
+def test_training_starts_from_pretrained_weights(lab, encoder, tmp_path):
     """An encoder of an earlier run, at rate 0: its batch norms' statistics move, no weight does."""
     (checkpoint,) = (encoder / "save" / "task4").glob("CKPT*")
     before = torch.load(checkpoint / "embedding_model.ckpt")
-    start = f"--pretrained_weights={checkpoint / 'embedding_model.ckpt'}"
-    few = ("--task_classes=[[3,8]]", "--lr=0", "--final_lr=0", "--number_of_epochs=2")
-    folder, _ = lab.train(tmp_path / "out", start, *few, kind="simsiam")
-    (checkpoint,) = (folder / "save" / "task0").glob("CKPT*")
-    after = torch.load(checkpoint / "embedding_model.ckpt")
+    start = (f"--pretrained_weights={checkpoint / 'embedding_model.ckpt'}", "--lr=0", "--final_lr=0")
+    few = ("--task_classes=[[3,8]]", f"--output_base={tmp_path}")
+    run, _ = lab.learn(SimSiam, "us8k/simsiam_train.yaml", *lab.quick, *start, *few)
+    after = run.hparams["modules"]["embedding_model"].state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("running" in name or "num_batches" in name for name in changed)
-
-
-def test_the_front_end_of_the_encoder_must_be_that_of_its_evaluation(lab, tmp_path):
-    pann = ("--front_end=pann_16k", "--n_mels=64", "--mean_norm=False")
-    few = ("--task_classes=[[3,8]]", "--debug", "--debug_batches=1")
-    folder, _ = lab.train(tmp_path / "out", *pann, *few)
-    judge = (
-        "linclf_train.py", "hparams/us8k/linclf_train.yaml", *lab.tiny, f"--data_folder={lab.sounds}", "--batch_size=4",
-        f"--output_base={tmp_path / 'lin'}", f"--ssl_checkpoints_dir={folder}", *few,
-    )  # fmt: skip
-    process = lab.start(lab.command(*judge))
-    said = process.communicate(timeout=100)[0].decode()
-    assert process.returncode == 2 and all(flag.lower() in said.lower() for flag in pann), said
-    lab.run(*judge, *pann)

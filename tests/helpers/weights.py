@@ -1,4 +1,4 @@
-"""Weights in the layout of the published PANNs, full of random numbers."""
+"""Weights in the layout of the published PANNs (arXiv 1912.10211), full of random numbers."""
 
 import functools
 

@@ -140,7 +140,7 @@ def as_trained(text: str, overrides: str) -> tuple[str, str]:
         return text, overrides
     folder = os.path.join(find_save(os.path.expanduser(path)), "task0")
     if "encoders" not in plain_keys(text, "the YAML"):
-        text += "\nencoders: null\n"
+        text = f"{text.rstrip()}\nencoders: null\n"
     overrides = f"{overrides}\nencoders: {json.dumps(origin_of(folder))}"
     return _with_settings(settings_of(folder), text, overrides, path)
 
