@@ -164,7 +164,7 @@ def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path):
             return out | {name: 1.0 + 1e-4 * out[name] for name in ("z1", "z2", "p1", "p2")}
 
     run, log = train(lab, tmp_path, Collapsed, "simsiam", "--number_of_epochs=3")
-    said = re.findall(r"(task \d, epoch \d): what the loss compares, z, has collapsed", (run / "log.txt").read_text())
+    said = re.findall(r"(task \d, epoch \d): z, the input of the loss, has collapsed", (run / "log.txt").read_text())
     assert said == ["task 0, epoch 1", "task 1, epoch 1"]
     assert len(log) == 6 and (log["z_std"] < LEAST_STD).all() and (log["loss"] < -0.99).all()
 
