@@ -1,4 +1,4 @@
-# make demo: the main job on synthetic sounds. make test: the tests. Both install into .venv first if it is missing.
+# make demo: train and evaluate on synthetic sounds. make test: lint and tests. Both first install into .venv if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO := results/demo
 
 .PHONY: demo test lint clean
 
-# A CPU-only torch can't load torchaudio's CUDA extension, and torchaudio works without the file.
+# With a CPU-only torch, importing torchaudio fails on its CUDA extension; without that file it works.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -23,7 +23,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=full --experiment_name=full
 	@$(BIN)/python -m utils.report --summary $(DEMO)/linclf/lep+seed_2022 $(DEMO)/linclf/slep+seed_2022 \
 	  $(DEMO)/linclf/full+seed_2022
-	@echo "On your own data, in UrbanSound8K's layout (metadata/UrbanSound8K.csv, audio/fold1..10):"
+	@echo "To train on your own data in UrbanSound8K's layout (metadata/UrbanSound8K.csv, audio/fold1..10):"
 	@echo "  $(BIN)/python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=YOUR_FOLDER --experiment_name=mine"
 	@echo "  $(BIN)/python linclf_train.py hparams/us8k/linclf_train.yaml --data_folder=YOUR_FOLDER \\"
 	@echo "    --ssl_checkpoints_dir=results/mine+seed_2022/save --experiment_name=mine-lep"

@@ -1,4 +1,4 @@
-"""Judge saved encoders: freeze each, train a linear classifier on its embeddings, fill the accuracy table.
+"""Evaluate saved encoders: freeze each, train a linear classifier on its embeddings, fill the accuracy table.
 
 Linear and subset linear evaluation (LEP, SLEP) of "Learning Representations for New Sound Classes With Continual
 Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), section III.
@@ -7,12 +7,12 @@ Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), sectio
         --ssl_checkpoints_dir=results/simclr+seed_2022/save --linclf_train_type=seen --experiment_name=simclr-lep
 
 Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
-<experiment_name>+seed_<seed>, each beside the same evaluation of an encoder with random weights, the floor. Keys that
-matter: linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs,
-standardise. With full, any number of encoders of any data set can be judged.
+<experiment_name>+seed_<seed>, with the same for an encoder of random weights, the floor. Main keys: linclf_train_type
+(seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs, standardise. Encoder and
+front end come from the run of ssl_checkpoints_dir. With full, it takes any number of encoders, trained on any data set.
 
-The run in ssl_checkpoints_dir decides encoder, width, norms and front end. Each clip passes each encoder once.
-Embeddings stay beside the checkpoints, so the next evaluation takes seconds.
+Each encoder embeds each clip once. The embeddings are cached beside the checkpoints, so another evaluation takes
+seconds.
 """
 
 import copy
@@ -32,12 +32,12 @@ class LinearProbe(ProbeBrain):
     """One linear layer on frozen embeddings. Legend: B clips, D embedding features, C classes."""
 
     def compute_forward(self, batch, stage):
-        """Logits of a batch of embeddings."""
+        """Compute the logits of a batch of embeddings."""
         vectors, _ = batch
         return self.modules.classifier(vectors.to(self.device))  # [B, D] -> [B, C]
 
     def compute_objectives(self, predictions, batch, stage):
-        """Cross entropy, a scalar."""
+        """Compute the cross entropy, a scalar."""
         labels = batch[1].to(self.device)
         if stage != sb.Stage.TRAIN:
             self.count(predictions, labels)
@@ -47,14 +47,14 @@ class LinearProbe(ProbeBrain):
 if __name__ == "__main__":
     with user_errors():
         one_process_only("linclf_train.py")
-        # The command line and the YAML, with the encoder and front end of ssl_checkpoints_dir's run.
+        # Parse the command line, build the YAML's objects, take encoder and front end from ssl_checkpoints_dir's run.
         run = Run(__doc__, LinearProbe, adapt=as_trained)
         encoders = find_checkpoints(run.hparams["ssl_checkpoints_dir"])
-        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
+        run.read_data()  # read the metadata to a table of clips with tasks, open the audio store
         evaluation = Evaluation(LinearProbe, run)
         random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
         evaluation.check(encoders)
-        run.open()  # all input is good: the run's folder, with its settings and record
-        # Every saved encoder and, by the same protocol, one with random weights.
+        run.open()  # once all input is checked, make or open the run folder
+        # Evaluate every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(evaluation, encoders, random_weights)
         save_results(results, run, settings_of(encoders[0]), encoders)

@@ -2,16 +2,16 @@
 
 SimSiam (Chen and He, CVPR 2021, arXiv 2011.10566) over a stream of tasks, as in "Learning Representations for New Sound
 Classes With Continual Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), section II: each view's
-prediction is drawn to the other view's projection, which gets no gradient; there are no negatives.
+prediction is pulled to the other view's projection, which gets no gradient. There are no negatives.
 
     python simsiam_train.py hparams/simsiam_train.yaml --data_folder=UrbanSound8K --output_base=results
 
 hparams/simsiam_train.yaml trains an ECAPA-TDNN on UrbanSound8K in classID order; hparams/{us8k,tau19,vgg,esc50,demo}/
-have one for each data set. The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/task<t>;
-linclf_train.py judges them. The same command again goes on where it stopped. Keys that matter: encoder (with emb_dim),
-replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_epochs, pretrained_weights.
+have a configuration per data set. The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/
+task<t>, for linclf_train.py to evaluate. The same command resumes an interrupted run. Main keys: encoder (with
+emb_dim), replay_num_keep, use_mixup, task_classes, train_duration, batch_size, number_of_epochs, pretrained_weights.
 
-docs/results.md has the commands, times and figures of the runs on ESC-10.
+Commands, times and results of the runs on ESC-10: docs/results.md.
 """
 
 from utils.run.exits import user_errors
@@ -22,21 +22,21 @@ from utils.training.loop import Stream
 
 
 class SimSiam(TaskBrain):
-    """Negative cosine of predictions and the other view's projections. Legend: B clips, D embedding features."""
+    """Negative cosine of each view's prediction and the other's projection. Legend: B clips, D embedding features."""
 
     needs = ("cosine_loss", *TRAINING_KEYS)
     ssl_method = "simsiam"
 
     def compute_forward(self, batch, stage):
-        """Predictions and projections of both views."""
+        """Compute projections and predictions of both views."""
         batch = self.prepare_batch(batch)
-        out = self.embed_views(batch, stage)  # h1, h2 [B, D]: each view on its own, as batch statistics are per view
+        out = self.embed_views(batch, stage)  # h1, h2 [B, D]
         out["z1"], out["z2"] = self.modules.projector(out["h1"]), self.modules.projector(out["h2"])  # [B, D]
         out["p1"], out["p2"] = self.modules.predictor(out["z1"]), self.modules.predictor(out["z2"])  # [B, D]
         return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
-        """The symmetric loss (equation 2), a scalar from -1 to 1; -1 at once is a collapse."""
+        """Compute the symmetric loss (equation 2), a scalar from -1 to 1. If it reaches -1 at once, z has collapsed."""
         p1, p2, z1, z2 = (predictions[name] for name in ("p1", "p2", "z1", "z2"))
         loss = 0.5 * (self.hparams.cosine_loss(p1, z2) + self.hparams.cosine_loss(p2, z1))
         return self.weighted_sum({"ssl": loss}, {"ssl": 1.0}, predictions, batch)
@@ -44,8 +44,8 @@ class SimSiam(TaskBrain):
 
 if __name__ == "__main__":
     with user_errors():
-        run = Run(__doc__, SimSiam)  # the command line and the YAML; another run's folder is refused
-        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
-        stream = Stream(SimSiam, run)  # each task's clips and steps
-        run.open()  # all input is good: the run's folder, with its settings and record
-        stream.train()  # one Brain a task, from the weights of the task before
+        run = Run(__doc__, SimSiam)  # parse the command line, build the YAML's objects, check the run folder
+        run.read_data()  # read the metadata to a table of clips with tasks, open the audio store
+        stream = Stream(SimSiam, run)  # select each task's clips, count its steps
+        run.open()  # once all input is checked, make or open the run folder
+        stream.train()  # one Brain per task, from the weights of the previous task

@@ -6,11 +6,11 @@ arXiv 2205.07390), sections II and III: loss = ssl_weight * NT-Xent + sup_weight
     python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=UrbanSound8K --output_base=results \\
         --replay_num_keep=0 --use_mixup=False --ssl_weight=1 --sup_weight=0 --experiment_name=simclr
 
-The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/task<t>; linclf_train.py judges them.
-The same command again goes on where it stopped. Keys that matter: ssl_weight, sup_weight, replay_num_keep, use_mixup,
+The weights after task t are in <output_base>/<experiment_name>+seed_<seed>/save/task<t>, for linclf_train.py to
+evaluate. The same command resumes an interrupted run. Main keys: ssl_weight, sup_weight, replay_num_keep, use_mixup,
 encoder (with emb_dim), task_classes, train_duration, batch_size, number_of_epochs.
 
-docs/results.md has the commands, times and figures of the runs on ESC-10.
+Commands, times and results of the runs on ESC-10: docs/results.md.
 """
 
 from utils.run.exits import user_errors
@@ -26,7 +26,7 @@ class SupCLR(TaskBrain):
     needs = ("ssl_weight", "sup_weight", "sup_loss", "classifier", *TRAINING_KEYS)
 
     def compute_forward(self, batch, stage):
-        """Embed the views and run the heads whose loss has a weight; the others' weights get no gradient and stay."""
+        """Embed the views, and run the heads of losses with a weight above 0. Other heads are not trained."""
         batch = self.prepare_batch(batch)
         out = self.embed_views(batch, stage, n_views=2 if self.hparams.ssl_weight else 1)  # h1, h2 [B, D]
         if self.hparams.ssl_weight:
@@ -36,7 +36,7 @@ class SupCLR(TaskBrain):
         return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
-        """The weighted sum of the losses, a scalar."""
+        """Compute the weighted sum of the losses, a scalar."""
         losses = {}
         if self.hparams.ssl_weight:
             losses["ssl"] = self.method.loss(predictions)
@@ -48,8 +48,8 @@ class SupCLR(TaskBrain):
 
 if __name__ == "__main__":
     with user_errors():
-        run = Run(__doc__, SupCLR)  # the command line and the YAML; another run's folder is refused
-        run.read_data()  # metadata to a table of clips with tasks; their samples in the store
-        stream = Stream(SupCLR, run)  # each task's clips and steps
-        run.open()  # all input is good: the run's folder, with its settings and record
-        stream.train()  # one Brain a task, from the weights of the task before
+        run = Run(__doc__, SupCLR)  # parse the command line, build the YAML's objects, check the run folder
+        run.read_data()  # read the metadata to a table of clips with tasks, open the audio store
+        stream = Stream(SupCLR, run)  # select each task's clips, count its steps
+        run.open()  # once all input is checked, make or open the run folder
+        stream.train()  # one Brain per task, from the weights of the previous task

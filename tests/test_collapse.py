@@ -103,7 +103,7 @@ def test_keeping_vectors_takes_no_value_and_no_graph():
         ({"emb_std": 0.33, "emb_rank": 14.0, "z_std": 0.71, "z_rank": 19.0}, None),
         ({"emb_std": 0.34, "emb_rank": 5.0}, None),
         ({"emb_std": 0.05, "emb_rank": 3.0, "z_std": 0.7, "z_rank": 19.0}, "embeddings have collapsed: emb_std 0.050"),
-        ({"emb_std": 0.44, "emb_rank": 46.0, "z_std": 0.04, "z_rank": 3.4}, "z, has collapsed: z_std 0.040 .*k 3.4 of"),
+        ({"emb_std": 0.44, "emb_rank": 46.0, "z_std": 0.04, "z_rank": 3.4}, "has collapsed: z_std 0.040 .*k 3.4 of"),
         ({"emb_std": 0.95, "emb_rank": 1.1}, "emb_rank 1.1 of 64"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_collapse_is_warned_of_once_a_task(lab, tmp_path):
             return out | {name: 1.0 + 1e-4 * out[name] for name in ("z1", "z2", "p1", "p2")}
 
     run, log = train(lab, tmp_path, Collapsed, "simsiam", "--number_of_epochs=3")
-    said = re.findall(r"(task \d, epoch \d): what the loss compares, z, has collapsed", (run / "log.txt").read_text())
+    said = re.findall(r"(task \d, epoch \d): z, the input of the loss, has collapsed", (run / "log.txt").read_text())
     assert said == ["task 0, epoch 1", "task 1, epoch 1"]
     assert len(log) == 6 and (log["z_std"] < LEAST_STD).all() and (log["loss"] < -0.99).all()
 

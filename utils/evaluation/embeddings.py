@@ -1,21 +1,24 @@
-"""Embeddings of whole clips, computed once per encoder and kept. Legend: n clips, D features.
+"""Embed whole clips once per encoder, and cache the embeddings. Legend: n clips, D features.
 
 A frozen encoder gives a clip the same embedding in every epoch of every probe. So the encoder runs once over each clip
-that an evaluation needs, and the embeddings are kept in a file beside the encoder's checkpoints for later evaluations.
+that an evaluation needs, and a file beside its checkpoints keeps the embeddings for later evaluations.
 """
 
 import hashlib
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.run_opts import RunOptions
 from tqdm import tqdm
 
 from datasets.batches import equal_length_batches
+from datasets.store import Clips
 from models.embed import embed
 from utils.io.arrays import DamagedArrays, read_arrays
 from utils.io.files import write_atomically
@@ -26,29 +29,37 @@ logger = logging.getLogger(__name__)
 
 
 class Embedder:
-    """Embeds clips with a frozen encoder.
+    """A frozen encoder with its front end, which embeds clips.
 
     Clips of equal length share a batch and none is padded, so an embedding depends on its clip alone.
 
     Parameters
     ----------
-    modules : dict of str to torch.nn.Module
+    modules
         `compute_features`, `mean_var_norm` and `embedding_model`.
-    device : str
-    batch_size : int
+    device
+        Where the modules are moved to.
+    batch_size
         Most clips in one forward pass.
-    precision : str
-        "fp32" or "bf16".
-    dim : int, optional
-        D, if known: kept embeddings of another size are not used.
+    precision
+        "fp32", "bf16" or, on a GPU, "fp16".
+    dim
+        D, if known: cached embeddings of another size are not used.
 
     Attributes
     ----------
     n_embedded : int
-        How many clips went through the encoder so far.
+        Number of clips that passed the encoder so far.
     """
 
-    def __init__(self, modules, device="cpu", batch_size=32, precision="fp32", dim=None):
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        device: str = "cpu",
+        batch_size: int = 32,
+        precision: str = "fp32",
+        dim: int | None = None,
+    ):
         self.modules = {name: module.to(device).eval() for name, module in modules.items()}
         self.device, self.batch_size, self.precision, self.dim = device, batch_size, precision, dim
         self.context = TorchAutocast(device_type=device.split(":")[0], dtype=AMPConfig.from_name(precision).dtype)
@@ -56,7 +67,7 @@ class Embedder:
         keep_freed_memory()
 
     def key(self) -> str:
-        """Return a digest of what decides an embedding apart from the clip: weights, front end, precision."""
+        """Return a digest of all that an embedding depends on besides the clip: weights, front end, precision."""
         digest = hashlib.blake2b(digest_size=8)
         for name in sorted(self.modules):
             digest.update(f"{name}{self.modules[name]}{_settings(self.modules[name])}".encode())
@@ -67,27 +78,28 @@ class Embedder:
         digest.update(self.precision.encode())
         return digest.hexdigest()
 
-    def __call__(self, store, clips, what="clips"):
+    def __call__(self, store: Clips, clips: Sequence[int], what: str = "clips") -> np.ndarray:
         """Embed clips.
 
         Parameters
         ----------
-        store : datasets.store.AudioStore or datasets.store.LiveAudio
-        clips : sequence of int
-            Their numbers in the store.
-        what : str
-            Shown in the progress bar.
+        store
+            Where the clips' samples are.
+        clips
+            The clips' numbers in the store.
+        what
+            Text of the progress bar.
 
         Returns
         -------
-        numpy.ndarray
+        np.ndarray
             [n, D] float32, in the order of `clips`.
         """
         vectors = dict(self.embed(store, clips, what))
         return np.stack([vectors[place] for place in range(len(vectors))])
 
-    def embed(self, store, clips, what="clips"):
-        """Embed clips, and yield (place in `clips`, [D] float32) for each; parameters are those of `__call__`."""
+    def embed(self, store: Clips, clips: Sequence[int], what: str = "clips") -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (place in `clips`, [D] float32) for each clip, by length. The parameters are those of `__call__`."""
         clips = np.asarray(clips)
         off = not sys.stderr.isatty()
         bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
@@ -100,19 +112,17 @@ class Embedder:
                 yield from zip(places.tolist(), out.float().cpu().numpy(), strict=True)
 
 
-def make_embedder(hparams, run_opts):
-    """Make the embedder of a configuration: its front end and encoder, on the run's device.
+def make_embedder(hparams: dict, run_opts: RunOptions) -> Embedder:
+    """Make an embedder of a configuration's front end and encoder, on the run's device.
+
+    The embedder shares the modules of `hparams`, so weights that are loaded there later are the ones it uses.
 
     Parameters
     ----------
-    hparams : dict
+    hparams
         Uses `modules`, `embedding_batch_size`, `eval_precision`, `emb_dim`.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-
-    Returns
-    -------
-    Embedder
-        It shares the modules with `hparams`, so it uses the weights that are loaded there later.
+    run_opts
+        Uses `device` and `eval_precision`.
     """
     modules = {name: hparams["modules"][name] for name in ("compute_features", "mean_var_norm", "embedding_model")}
     precision = effective_option("eval_precision", hparams, run_opts)
@@ -120,10 +130,10 @@ def make_embedder(hparams, run_opts):
     return Embedder(modules, device, hparams["embedding_batch_size"], precision, hparams["emb_dim"])
 
 
-def cache_beside(task_folder, output_folder):
+def cache_beside(task_folder: str, output_folder: str) -> "EmbeddingCache":
     """Open the cache of an encoder's run, which all evaluations of the run share.
 
-    It is in ``embeddings``, beside the ``save`` folder that holds `task_folder`. Where that folder can't be written,
+    The cache is the folder ``embeddings`` beside the ``save`` folder that holds `task_folder`. If it can't be written,
     embeddings go to ``embeddings`` in `output_folder`.
     """
     beside = os.path.join(os.path.dirname(os.path.dirname(task_folder)), "embeddings")
@@ -144,31 +154,33 @@ def _settings(module):
 
 
 class EmbeddingCache:
-    """Keeps embeddings in a file for each encoder, by the clips' content.
+    """A folder with one file of embeddings per encoder.
 
-    The file is named by the encoder's digest, and holds an id (path and content) beside each vector, so that a clip
-    that changed is embedded again. The checksums of the archive (a zip) reveal damage.
+    A file is named by the encoder's digest (`Embedder.key`). Each vector has an id of the clip's path and content, so
+    that a changed clip is embedded again. The checksums of the archive (a zip) reveal damage.
 
     Parameters
     ----------
-    folder : str
+    folder
         Where the files are; made at the first write.
-    fallback : str, optional
-        Where they go if `folder` can't be written.
+    fallback
+        Where new files go if `folder` can't be written.
     """
 
-    def __init__(self, folder, fallback=None):
+    def __init__(self, folder: str, fallback: str | None = None):
         self.folder, self.fallback = folder, fallback
 
-    def get(self, embedder, store, clips, what="clips", key=None):
-        """Return the embeddings of `clips`; embed those that the file lacks, and keep them.
+    def get(
+        self, embedder: Embedder, store: Clips, clips: Sequence[int], what: str = "clips", key: str | None = None
+    ) -> np.ndarray:
+        """Return the embeddings of `clips`. Embed those that the cache lacks, and add them to it.
 
-        `key` is the embedder's, where the caller has it.
+        `key` is `embedder.key()`, if the caller has it already.
 
         Returns
         -------
-        numpy.ndarray
-            [n, D] float32.
+        np.ndarray
+            [n, D] float32, in the order of `clips`.
         """
         clips = np.asarray(clips)
         ids = store.ids[clips]
@@ -181,19 +193,19 @@ class EmbeddingCache:
             try:
                 for place, vector in embedder.embed(store, clips[missing], what):
                     known[ids[missing[place]]] = vector
-            finally:  # a stopped run too keeps what it has, and its next start goes on from there
+            finally:  # also when stopped: the next start then embeds only the rest
                 if known:
                     self._write(name, known)
         return np.stack([known[clip_id] for clip_id in ids])
 
     def _read(self, path, dim=None):
-        """Read a file's vectors by their ids; none, with a warning, if the file is damaged."""
+        """Read a file as id -> vector; empty, with a warning, if the file is damaged."""
         if not os.path.isfile(path):
             return {}
         try:
             ids, vectors = read_arrays(path, ("ids", "vectors")).values()
             if ids.ndim != 1 or ids.dtype.kind != "U" or len(np.unique(ids)) < len(ids):
-                raise DamagedArrays("its ids are not one a clip")
+                raise DamagedArrays("its ids are not unique strings")
             if vectors.dtype != np.float32 or vectors.shape != (len(ids), dim or vectors.shape[-1]):
                 raise DamagedArrays(f"{vectors.dtype} {list(vectors.shape)} for {len(ids)} vectors of {dim} features")
         except DamagedArrays as error:

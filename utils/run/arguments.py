@@ -1,4 +1,4 @@
-"""The command line: a YAML, SpeechBrain's run options, and overrides of the YAML's keys."""
+"""Parse the command line: a YAML, SpeechBrain's run options, and overrides of the YAML's keys."""
 
 import ast
 import contextlib
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 
 from speechbrain.utils.run_opts import RunOptions
 
@@ -17,26 +18,25 @@ from utils.run.config import UNUSABLE, is_mixed
 from utils.run.yaml_text import option_names, plain_keys, read_text, refuse_unknown, tag_of
 
 
-def parse_arguments(doc, argv=None):
+def parse_arguments(doc: str, argv: Sequence[str] | None = None) -> tuple[str, RunOptions, str]:
     """Read ``script.py config.yaml [--run_option ...] [--yaml_key=value | --yaml_key value ...]``.
 
     Parameters
     ----------
-    doc : str
+    doc
         The script's docstring, shown by ``--help``.
-    argv : list of str, optional
-        Arguments without the script's name.
+    argv
+        Arguments without the script's name; default: those of the process.
 
     Returns
     -------
-    hparams_file : str
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    overrides : str, YAML text with one ``key: value`` a line
+    tuple
+        Path of the YAML, run options, and the overrides: YAML text with one ``key: value`` per line.
 
     Raises
     ------
     InputError
-        No configuration file, an unknown key, a key without a value, or an option that can't be read.
+        No configuration file, an unknown key, a key without a value, or an option that can't be parsed.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
@@ -61,7 +61,7 @@ def parse_arguments(doc, argv=None):
 
 
 def _help(doc, files):
-    """The script's docstring, the keys of the YAML that is given with their comments, and SpeechBrain's run options."""
+    """Return the script's docstring, the keys of the given YAML with their comments, and SpeechBrain's run options."""
     lines = [doc.strip(), ""]
     if files:
         lines += [f"Keys of {files[0]}, to be overridden as --key=value:", ""]
@@ -70,7 +70,7 @@ def _help(doc, files):
             key, value, comment = re.match(r"([a-z]\w*):\s*(.*?)\s*(?:# (.*))?$|", line).groups(default="")
             if section and lines[-1]:
                 lines += ["", section[1]]
-            elif comment or value and not re.match("!(new|name|apply):", value):  # what is only built is edited there
+            elif comment or value and not re.match("!(new|name|apply):", value):  # objects are edited in the YAML
                 value = re.sub("!ref |!apply:.*|!PLACEHOLDER", "", value) or "..."
                 lines.append(f"  --{key:22} {value}{comment and f'  ({comment})'}")
     else:
@@ -80,15 +80,15 @@ def _help(doc, files):
 
 
 def _demanded(keys, given):
-    """Settings that a file of pretrained weights brings with it: they override the YAML's, not the user's.
+    """Return the settings that a file of pretrained weights needs. They override the YAML's, not the user's.
 
     Raises
     ------
     InputError
-        The file can't be used, the user asks for something else, or the sample rate doesn't fit.
+        The file can't be used, the user sets another value, or the sample rate doesn't fit.
     """
     path = given.get("pretrained_weights", keys.get("pretrained_weights"))
-    if not path or not isinstance(path, str):  # what is no path is refused when all is built
+    if not path or not isinstance(path, str):  # other types are refused when the YAML is built
         return {}
     demanded = read_pretrained(os.path.expanduser(path)).settings
     for key, value in demanded.items():
@@ -99,7 +99,7 @@ def _demanded(keys, given):
 
 
 def _split(argv):
-    """Part the arguments into those of SpeechBrain, a list, and the overrides of the YAML, a dict."""
+    """Split the arguments into SpeechBrain's, a list, and overrides of the YAML, a dict."""
     options, overrides, current = [], {}, None
     for token in argv:
         if token.startswith("--"):
@@ -107,12 +107,12 @@ def _split(argv):
             is_option = key in option_names()
             current = None if is_option else key
             if is_option:
-                options.append(token.replace("=.inf", "=inf"))  # YAML's infinity, which argparse doesn't know
+                options.append(token.replace("=.inf", "=inf"))  # argparse doesn't know YAML's infinity
             else:
                 overrides[key] = value if equals else ""
         elif re.match(r"-[A-Za-z_]", token):
-            raise InputError(f"{token}: keys and options begin with two dashes, -{token}.")
-        elif current is not None:  # --key value, or what the shell has split at a space
+            raise InputError(f"{token}: keys and options begin with two dashes: -{token}.")
+        elif current is not None:  # `--key value`, or a value that the shell split at a space
             overrides[current] = f"{overrides[current]} {token}".strip()
         else:
             options.append("inf" if token == ".inf" else token)
@@ -120,7 +120,7 @@ def _split(argv):
 
 
 def _parse_options(options):
-    """Let SpeechBrain parse its options, and turn argparse's usage text into one line."""
+    """Let SpeechBrain parse its options; raise argparse's usage error as an InputError of one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -131,7 +131,7 @@ def _parse_options(options):
             reason = "No configuration file: the first argument is a YAML, such as hparams/demo/supclr_train.yaml."
         raise InputError(reason) from None
     if rest:
-        raise InputError(f"What is {rest!r} for? After the YAML come --key=VALUE and run options; see --help.")
+        raise InputError(f"Unexpected argument {rest!r}: after the YAML come --key=VALUE and run options; see --help.")
     return hparams_file, run_opts
 
 
@@ -142,7 +142,10 @@ def _nearest_file(path):
 
 
 def _as_yaml(key, value, default):
-    """An override as YAML. Where the key takes text, it is taken as typed: a path may hold " #", a name be a number."""
+    """Return an override as YAML text.
+
+    The value of a key that takes text is quoted, since a path may hold " #" and a name may be a number.
+    """
     if key == "task_classes":
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
             return json.dumps(ast.literal_eval(value))  # [(3, 8), (9, 4)], ((3, 8), (9, 4)), [["dog", "siren"]]

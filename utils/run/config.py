@@ -1,6 +1,6 @@
-"""From the command line to objects: arguments, the YAML, and their checks.
+"""Check a configuration, the YAML with the command line's overrides, and build its objects.
 
-Everything that can be wrong in a configuration is found here, before any audio is read.
+All of a configuration's errors are found here, before any audio is read.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from utils.run.yaml_text import plain_keys, read_text, refuse_unknown, tag_of
 
 logger = logging.getLogger(__name__)
 
-# Run options that SpeechBrain 1.1 has and that can't work with one Brain a task, and what to do instead.
+# Run options of SpeechBrain 1.1 that can't work with one Brain per task, and what to do instead.
 UNUSABLE = {
     "test_only": "linclf_train.py judges what is trained",
     "auto_mix_prec": "use --precision=fp16",
@@ -38,11 +38,11 @@ def load_config(hparams_file, overrides, run_opts=None, needs=(), text=None):
     hparams_file, overrides : str
         As `parse_arguments` returns them.
     run_opts : speechbrain.utils.run_opts.RunOptions, optional
-        Of a run that is to start: they and the front end are checked too.
+        Options of a run that is about to start. If given, they and the front end are checked too.
     needs : sequence of str
-        Keys without which the caller can't work.
+        Keys that the caller uses, and that the YAML must have.
     text : str, optional
-        The YAML, if it isn't the file's content as it stands.
+        The YAML, if it differs from the file's content.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def load_config(hparams_file, overrides, run_opts=None, needs=(), text=None):
         hparams = load_hyperpyyaml(text, overrides)
     except InputError:
         raise
-    except Exception as error:  # whatever the YAML's objects raise when they are built
+    except Exception as error:  # the constructors of the YAML's objects may raise any type
         reason = " ".join(map(str, error.args)) if not isinstance(error, OSError) else str(error)
         reason = reason.strip() or type(error).__name__
         raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error
@@ -80,7 +80,7 @@ def load_config(hparams_file, overrides, run_opts=None, needs=(), text=None):
 
 
 def _refuse_missing(keys, given, needs, hparams_file):
-    """Raise for a key that the YAML lacks, or that it leaves to the user."""
+    """Raise InputError for a key that the YAML lacks, or for a !PLACEHOLDER that the user did not set."""
     lacking = [key for key in needs if key not in keys]
     if lacking:
         more = f" (nor {len(lacking) - 1} other keys)" if len(lacking) > 1 else ""
@@ -91,12 +91,12 @@ def _refuse_missing(keys, given, needs, hparams_file):
 
 
 def is_mixed(key):
-    """Whether a key's value may be a number, a word or a list."""
+    """Tell whether a key's value may be a number, a word or a list."""
     return key in KEYS and KEYS[key].kind == "mixed"
 
 
 def _check_override(key, value, keys):
-    """Refuse an unknown key, and a value whose type can't be meant."""
+    """Refuse an unknown key, and a value of a wrong type."""
     refuse_unknown(key, keys)
     default = keys[key]
     if is_mixed(key) or key == "task_classes":
@@ -115,7 +115,7 @@ def _check_override(key, value, keys):
 
 
 def _check_kinds(hparams):
-    """Refuse what the YAML itself has of a kind that can't be meant; overrides are of its kinds already."""
+    """Refuse values of a wrong kind in the YAML. Overrides have been checked against the kinds of its values."""
     for key in PATHS:
         value = hparams.get(key, "")
         if not isinstance(value, str) and not (value is None and KEYS[key].kind == "optional path"):
@@ -135,7 +135,7 @@ def _check_kinds(hparams):
 
 
 def _check_numbers(values):
-    """Refuse numbers out of range, and what is no number where one is needed."""
+    """Refuse numbers out of range, and other values where a number is needed."""
     for key, lowest in ((name, key.least) for name, key in KEYS.items() if key.least is not None):
         value = values.get(key, lowest)
         kinds, what = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
@@ -145,7 +145,7 @@ def _check_numbers(values):
 
 
 def _check_together(hparams, debug):
-    """Refuse values that don't go together."""
+    """Refuse values that contradict each other."""
     warmup, epochs = hparams.get("warmup_epochs", 0), hparams.get("number_of_epochs", math.inf)
     if warmup >= epochs and not debug:
         raise InputError(f"warmup_epochs is {warmup} of {epochs} epochs: set it below number_of_epochs.")
@@ -160,7 +160,7 @@ def _check_together(hparams, debug):
 
 
 def _check_front_end(hparams):
-    """Try the front end on silence of a view's length: torch's STFT refuses some of its settings only when it runs."""
+    """Run the front end on silence of a view's length: torch's STFT raises for some settings only when it runs."""
     if "compute_features" in hparams:
         samples = round(hparams.get("train_duration", 1.0) * hparams["sample_rate"])
         try:
@@ -174,7 +174,7 @@ def _check_run(hparams, run_opts):
     """Refuse a front end and run options that can't work here."""
     _check_front_end(hparams)
     batch_size, n = hparams.get("batch_size"), world_size()
-    if n > 1 and (batch_size % n or batch_size < 2 * n):  # batch norm needs two clips in each
+    if n > 1 and (batch_size % n or batch_size < 2 * n):  # batch norm needs two clips per process
         raise InputError(f"batch_size is {batch_size}, of all {n} processes together: set it to a multiple of {n}, "
                          f"{2 * n} or more, or start another number of processes.")  # fmt: skip
     for name in sorted(UNUSABLE.keys() & run_opts.overridden_args):
@@ -198,5 +198,5 @@ def _check_run(hparams, run_opts):
 
 
 def effective_option(name, hparams, run_opts):
-    """A run option as SpeechBrain's Brain takes it: command line, else YAML, else its default."""
+    """Return a run option as SpeechBrain's Brain takes it: command line, else YAML, else its default."""
     return run_opts[name] if name in run_opts.overridden_args or name not in hparams else hparams[name]

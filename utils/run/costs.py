@@ -1,6 +1,6 @@
-"""What a run costs, in its folder's ``costs.json``: seconds and peak memory, over all its starts.
+"""Write the seconds and the peak memory of a run to its folder's ``costs.json``, over all its starts.
 
-Of a trainer it is the encoder's training, of linclf_train.py the embedding and the training of its classifiers.
+A trainer counts the encoder's training; linclf_train.py counts the embedding and the training of its classifiers.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import math
 import re
 import resource
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -24,24 +25,24 @@ FILE = "costs.json"
 
 
 @contextlib.contextmanager
-def training_costs(run_folder, device):
-    """Add the cost of what is trained inside to the run folder's, also when it is interrupted.
+def training_costs(run_folder: str | Path, device: str | torch.device) -> Iterator[Callable[[], None]]:
+    """Add the costs of the ``with`` block to those of the run folder, also when the block is interrupted.
 
-    A run that was stopped and started again has the seconds of all its starts, and the highest of their peaks.
+    A run that was stopped and started again has the sum of the seconds of its starts, and the highest of their peaks.
 
     Parameters
     ----------
-    run_folder : str or Path
-        The trainer's.
-    device : str or torch.device
-        What it trains on. On CUDA memory is what this process's tensors took there, otherwise the process's resident
-        set; either way the highest since the process began. Of several processes, process 0's.
+    run_folder
+        Of the run.
+    device
+        Where the block trains. On CUDA, memory is that of this process's tensors on the GPU, otherwise the process's
+        resident set; either way the peak since the process began. With several processes, rank 0 is measured.
 
     Yields
     ------
     callable
-        Writes the costs so far. A process that is killed writes nothing more, so what it cost is known up to the last
-        call: after each epoch is a good time.
+        Writes the costs so far. Call it after each epoch: a killed process writes nothing more, so only the costs up to
+        the last call are known.
     """
     before = read_costs(run_folder) or {"train_seconds": 0.0, "peak_memory_bytes": 0}
     device = torch.device(device)
@@ -64,19 +65,14 @@ def training_costs(run_folder, device):
         save()
 
 
-def read_costs(run_folder):
-    """What a run's training has cost so far.
-
-    Parameters
-    ----------
-    run_folder : str or Path
-        A trainer's.
+def read_costs(run_folder: str | Path) -> dict | None:
+    """Read the costs of a run so far.
 
     Returns
     -------
     dict or None
-        ``train_seconds`` (wall clock, all starts), ``peak_memory_bytes`` (the highest of all starts) and ``device``
-        (the last start's); None if the folder has no record, or, with a warning, a damaged one.
+        ``train_seconds`` (wall clock, sum of all starts), ``peak_memory_bytes`` (maximum of all starts) and ``device``
+        (of the last start). None if the folder has no costs.json, or, with a warning, a damaged one.
     """
     path = Path(run_folder) / FILE
     if not path.is_file():
@@ -86,18 +82,18 @@ def read_costs(run_folder):
         seconds, peak = costs["train_seconds"], costs["peak_memory_bytes"]
         if math.isfinite(seconds) and seconds >= 0 and math.isfinite(peak) and peak >= 0 and costs["device"]:
             return costs
-        reason = "no costs in it"
+        reason = "it holds no costs"
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = error
     logger.warning("%s is damaged (%s): the cost of training until now is not known.", path, reason)
     return None
 
 
-def peak_memory(device):
-    """Bytes at most, since the process began."""
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory since the process began, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux hands ru_maxrss on to a child through exec: there it may be that of the shell or sweep that started us.
+    # A child inherits ru_maxrss through exec on Linux, so it may be that of the shell that started this process.
     status = Path("/proc/self/status")
     own = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
     if own:

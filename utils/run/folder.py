@@ -1,4 +1,4 @@
-"""Run folders: what a run's settings are, how it is found again, and how another run's folder is refused."""
+"""Run folders: compare a run's settings with those in its folder, refuse another run's folder, lock the folder."""
 
 import io
 import json
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 HARMLESS_OPTIONS = {"noprogressbar", "device", "log_config", "param_file", "debug_persistently", "ckpt_interval_steps"}
 HARMLESS_OPTIONS |= {"ckpt_interval_minutes", "tqdm_colored_bar", "tqdm_barcolor", "overridden_args"}
 HARMLESS_OPTIONS |= {"distributed_backend", "find_unused_parameters"}
-COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:''|[^'])*')|(?:^|\s+)#.*$""")  # or quoted text, as group 1
-_locks = []  # kept until the process ends
+COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:''|[^'])*')|(?:^|\s+)#.*$""")  # a comment, or quoted text as group 1
+_locks = []  # locks are held until the process ends
 
 
 def is_harmless(key):
-    """Whether a setting changes only where a run's files are or how fast it goes, never its result."""
+    """Tell whether a setting changes only where a run's files are or how fast it runs, never its result."""
     return key in KEYS and KEYS[key].harmless
 
 
 def as_text(text, overrides):
-    """Return each key of a YAML as text, references resolved and comments left out."""
+    """Return each key of a YAML as text, with references resolved and without comments."""
     yaml = ruamel.yaml.YAML()
     found = {}
     for key, value in yaml.load(resolve_references(text, overrides).getvalue()).items():
@@ -45,7 +45,7 @@ def as_text(text, overrides):
 
 
 def run_settings(text, overrides, run_opts, hparams):
-    """Return what decides a run's result, as text by key: the resolved YAML and the run options that were given.
+    """Return all settings that a run's result depends on: the resolved YAML and the run options that were given.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def run_settings(text, overrides, run_opts, hparams):
     settings = {k: v for k, v in as_text(text, overrides).items() if not is_harmless(k) and not k.startswith("__")}
     for key in {"ssl_checkpoints_dir", "pretrained_weights"} & settings.keys():
         settings[key] = os.path.realpath(hparams[key]) if hparams[key] else "null"
-    if "task_classes" in hparams and not callable(hparams["task_classes"]):  # however it was written
+    if "task_classes" in hparams and not callable(hparams["task_classes"]):  # one form for all ways to write it
         settings["task_classes"] = json.dumps(hparams["task_classes"])
     for option in sorted(run_opts.overridden_args - HARMLESS_OPTIONS):
         settings[option] = str(run_opts[option])
@@ -73,7 +73,7 @@ def run_settings(text, overrides, run_opts, hparams):
 
 @main_only
 def check_run_folder(folder, settings, overwrite=False):
-    """Refuse what `open_run_folder` would refuse, before anything is written.
+    """Raise the errors of `open_run_folder`, before anything is written.
 
     Parameters
     ----------
@@ -82,12 +82,12 @@ def check_run_folder(folder, settings, overwrite=False):
     settings : dict of str to str
         As `run_settings` returns them.
     overwrite : bool
-        Whether an earlier run there is to be deleted.
+        An earlier run in the folder is going to be deleted, so its settings don't matter.
 
     Raises
     ------
     InputError
-        Another run's folder, a folder of something else, one that another process works in, or no right to write.
+        The folder belongs to another run, holds other files, is in use by another process, or can't be written.
     """
     parent = os.path.abspath(folder)
     while not os.path.lexists(parent):
@@ -97,7 +97,7 @@ def check_run_folder(folder, settings, overwrite=False):
         raise InputError(f"Can't write to {folder}: {parent} {what}. Set output_base to another folder.")
     others = _contents(folder)
     saved = read_settings(os.path.join(folder, "settings.json")) if "settings.json" in others else {}
-    if others and not {"seed", "precision"} <= saved.keys():  # never delete what may be no run of ours
+    if others and not {"seed", "precision"} <= saved.keys():  # never delete a folder that may not be a run
         raise InputError(f"{folder} holds files of something else ({others[0]}): set experiment_name or output_base.")
     if os.path.exists(os.path.join(folder, ".lock")):
         _hold(folder)
@@ -107,18 +107,18 @@ def check_run_folder(folder, settings, overwrite=False):
 
 @main_only
 def open_run_folder(folder, settings, overwrite=False):
-    """Make the run's folder, or find it as a run of the same settings left it, and hold it for this process.
+    """Make the run's folder, or open that of an earlier start, and lock it for this process.
 
-    Parameters and errors are those of `check_run_folder`; `overwrite` deletes what an earlier run left there.
+    Parameters and errors are those of `check_run_folder`; `overwrite` deletes an earlier run's files.
     """
     check_run_folder(folder, settings, overwrite)
     try:
         os.makedirs(folder, exist_ok=True)
         _hold(folder)
-        check_run_folder(folder, settings, overwrite)  # another process may have been here in between
+        check_run_folder(folder, settings, overwrite)  # another process may have used the folder before the lock
         for leftover in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("save/.*.tmp")):
-            leftover.unlink()  # what a death has kept `write_atomically` from putting in place
-        for name in sorted(_contents(folder), key="settings.json".__eq__) if overwrite else ():  # that one last
+            leftover.unlink()  # left where a crash interrupted `write_atomically`
+        for name in sorted(_contents(folder), key="settings.json".__eq__) if overwrite else ():  # settings.json last
             full = os.path.join(folder, name)
             shutil.rmtree(full) if os.path.isdir(full) and not os.path.islink(full) else os.remove(full)
         write_atomically(os.path.join(folder, "settings.json"), json.dumps(settings, indent=1))
@@ -132,7 +132,7 @@ def _contents(folder):
 
 
 def _hold(folder):
-    """Lock the folder until this process ends."""
+    """Lock the folder until this process ends; raise InputError if another process has locked it."""
     path = os.path.join(os.path.realpath(folder), ".lock")
     if any(lock.lock_file == path and lock.is_locked for lock in _locks):
         return
@@ -145,7 +145,7 @@ def _hold(folder):
 
 
 def read_settings(path):
-    """The object in a file that a run has written."""
+    """Read a JSON file of a run that holds a dict; raise InputError if it is damaged."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -158,7 +158,7 @@ def read_settings(path):
 
 
 def same_setting(one, other):
-    """Whether two settings are equal: 1 is 1.0."""
+    """Tell whether two settings are equal, as text or as numbers: 1 equals 1.0."""
     try:
         return one == other or float(one) == float(other)
     except (TypeError, ValueError, OverflowError):
@@ -166,8 +166,8 @@ def same_setting(one, other):
 
 
 def _differs(key, saved, settings):
-    """Whether a setting is another one than that of the run in the folder."""
-    moved = saved.get("encoders", "") == settings.get("encoders")  # the run folder of the encoders that are judged
+    """Tell whether a setting differs from that of the run in the folder."""
+    moved = saved.get("encoders", "") == settings.get("encoders")  # the same encoders; their folder may have moved
     if key == "encoders" or key == "ssl_checkpoints_dir" and moved:
         return False
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:

@@ -1,4 +1,4 @@
-"""What this machine is, and what it does fast."""
+"""The machine: names of devices, the fastest precision, and how freed memory is kept."""
 
 import ctypes
 import platform
@@ -9,33 +9,20 @@ from pathlib import Path
 import torch
 
 
-def device_name(device):
-    """What a device is called.
-
-    Parameters
-    ----------
-    device : str or torch.device
-
-    Returns
-    -------
-    str
-        The GPU's name, or the processor's model.
-    """
+def device_name(device: str | torch.device) -> str:
+    """Return a GPU's name, or the processor's model."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")  # on Linux platform.processor() is empty, or no more than the architecture
+    info = Path("/proc/cpuinfo")  # on Linux, platform.processor() is empty or only the architecture
     model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     return model[1] if model else platform.processor() or platform.machine()
 
 
-def fastest_precision():
-    """The fastest training precision that costs no accuracy.
+def fastest_precision() -> str:
+    """Return the fastest training precision that costs no accuracy.
 
-    Returns
-    -------
-    str
-        "bf16" where the hardware multiplies it (CUDA from Ampere on, a CPU with AVX512-BF16 or AMX), else "fp32": on
-        other CPUs bf16 is emulated, and ten times as slow as fp32.
+    This is "bf16" on hardware that multiplies bf16: CUDA from Ampere on, and CPUs with AVX512-BF16 or AMX. Elsewhere it
+    is "fp32": other CPUs emulate bf16, ten times as slow as fp32.
     """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -44,11 +31,11 @@ def fastest_precision():
 
 
 def keep_freed_memory():
-    """Have this process keep the memory that it frees, for what it allocates next.
+    """Make this process keep the memory that it frees, and allocate from it.
 
-    glibc gives a large tensor's pages back to the system at once, which then clears new ones for the next: much of a
-    step on a CPU, the benchmark's `--parts=step` says how much. The process takes more memory at its peak, as what is
-    free is in pieces. Where there is no glibc, this does nothing.
+    By default glibc returns the pages of a large freed tensor to the system, which must clear new pages for the next
+    tensor. That is a large part of a step on a CPU; the benchmark's `--parts=step` measures it. The price is a higher
+    peak of memory, because the freed memory is fragmented. Without glibc this does nothing.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
@@ -58,9 +45,10 @@ def keep_freed_memory():
 
 
 def give_back_freed_memory():
-    """Give back to the system, once, what `keep_freed_memory` has kept.
+    """Return to the system, once, the freed memory that `keep_freed_memory` has kept.
 
-    Before processes are forked: they would hold the old pages, and this process copy each that it writes to.
+    To be called before a fork: the child would share the freed pages, and each write to one by this process would copy
+    it.
     """
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
@@ -68,5 +56,5 @@ def give_back_freed_memory():
 
 
 def _of_glibc(name):
-    """A function of the C library, None where it has none of that name."""
+    """Return a function of the C library by its name; None where the library lacks it."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""Where an epoch's figures are logged beside the run's own table: a text log, TensorBoard, Weights & Biases."""
+"""Make the loggers of an epoch's figures beside train_log.csv: train_log.txt, TensorBoard, Weights & Biases."""
 
 import logging
 import os
@@ -6,8 +6,11 @@ import os
 from utils.io.errors import InputError
 
 
-def text_log(path):
-    """SpeechBrain's text log, imported once its warning that it can't save pictures is silenced: none are saved."""
+def text_log(path: str):
+    """Make SpeechBrain's FileTrainLogger.
+
+    Its module is imported here, after a filter for its warning that pictures can't be saved. None are saved.
+    """
     logging.getLogger("speechbrain.utils.train_logger").addFilter(lambda record: "torchvision" not in str(record.msg))
     from speechbrain.utils.train_logger import FileTrainLogger
 
@@ -30,13 +33,13 @@ def _wandb(folder):
 EXTRA_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}  # imported only when asked for
 
 
-def make_extra_loggers(name, folder):
-    """The loggers beside train_log.txt: none, or the one that `extra_logger` names.
+def make_extra_loggers(name: str | None, folder: str) -> list:
+    """Make the logger that `extra_logger` names; return a list of it, or an empty one for None.
 
     Raises
     ------
     InputError
-        Unknown name, or its package is not installed.
+        The name is unknown, or its package is not installed.
     """
     if name is None:
         return []

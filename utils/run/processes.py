@@ -1,9 +1,9 @@
-"""Several processes under torchrun: how they join, who writes, who waits, and what is said once.
+"""Run in several processes under torchrun: join them, let rank 0 write, and sum over all.
 
-The number of processes changes how fast a run is, not what it is: `batch_size` is the joint batch, of which every
-process trains on its contiguous slice (see `datasets.batches.EpochSampler`), and DistributedDataParallel averages the
-gradients. So the losses of equal slices average to that of the joint batch; NT-Xent, which looks across the batch,
-gathers it (see `models.losses`). Legend: b clips of a process's slice, S samples.
+The number of processes changes a run's speed, not its result. `batch_size` is that of the joint batch, of which every
+process trains on a contiguous slice (see `datasets.batches.EpochSampler`). DistributedDataParallel averages the
+gradients, so the losses of equal slices average to the loss of the joint batch. NT-Xent compares all clips of a batch,
+so it gathers the joint batch (see `models.losses`). Legend: b clips of a process's slice, S samples, D features.
 """
 
 import datetime
@@ -11,37 +11,39 @@ import functools
 import itertools
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from speechbrain.utils.distributed import MainProcessContext, ddp_prevent_block, infer_device
+from speechbrain.utils.run_opts import RunOptions
 from torch.distributed.rendezvous import rendezvous
 
 from utils.io.errors import InputError
 
-TIMEOUT = 600  # seconds that a process waits for the others within a step, before it gives the run up
-POLL = 0.05  # seconds between two looks at whether process 0 is done
-_turns = itertools.count()  # of what process 0 does for all: every process counts the same ones
+TIMEOUT = 600  # seconds that a process waits for the others in a collective before it ends the run
+POLL = 0.05  # seconds between two checks whether rank 0 is done
+_turns = itertools.count()  # number of the next call that rank 0 leads; the same in every process
 
 
-def launched():
-    """Whether torchrun has started this process; by the same signs as SpeechBrain's Brain."""
+def launched() -> bool:
+    """Tell whether torchrun has started this process, by the same variables as SpeechBrain's Brain."""
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def world_size():
-    """How many processes work on this run."""
+def world_size() -> int:
+    """Return the number of processes of this run."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
-def rank():
-    """This process's number, from 0."""
+def rank() -> int:
+    """Return this process's number, from 0."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def one_process_only(script):
-    """Refuse torchrun for a script that has nothing to share out.
+def one_process_only(script: str):
+    """Refuse torchrun for a script whose work isn't distributed.
 
     Raises
     ------
@@ -52,20 +54,20 @@ def one_process_only(script):
         raise InputError(f"{script} works in one process: start it with python, without torchrun.")
 
 
-def join_processes(run_opts):
-    """Join the other processes, if torchrun has started this one: by NCCL, each on a GPU of its own, or gloo on CPUs.
+def join_processes(run_opts: RunOptions):
+    """Join the process group if torchrun has started this process: NCCL with one GPU per process, or gloo on CPUs.
 
-    SpeechBrain's `ddp_init_group` takes NCCL also where there is no GPU, and waits two hours for a process that hangs.
+    SpeechBrain's `ddp_init_group` uses NCCL even without a GPU, and waits two hours for a process that hangs.
 
     Parameters
     ----------
-    run_opts : speechbrain.utils.run_opts.RunOptions
+    run_opts
         Uses `device` and, on GPUs, `distributed_backend`.
 
     Raises
     ------
     InputError
-        Too few GPUs, or one GPU for all.
+        Fewer GPUs than processes, or a device that all processes would share.
     """
     if not launched():
         return
@@ -83,56 +85,51 @@ def join_processes(run_opts):
 
 
 def leave_processes():
-    """End the group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @functools.cache
 def _store():
-    """The key-value store that all processes of this start share."""
+    """Open the key-value store that all processes of this start share."""
     return next(rendezvous("env://", timeout=datetime.timedelta(seconds=TIMEOUT)))[0]
 
 
-def speaks_first():
-    """Whether no other process has ended with a message yet: all find the same fault, and it is said once."""
+def speaks_first() -> bool:
+    """Tell whether this process is the first to end with a message: a fault that all find is reported once."""
     try:
         return world_size() == 1 or _store().add("last words", 1) == 1
-    except RuntimeError:  # the store is gone with the process that kept it: better said twice than not at all
+    except RuntimeError:  # the process that hosts the store has ended: a repeated message is better than none
         return True
 
 
-def is_lost_process(error):
-    """Whether an error means that another process has ended, or has not answered within `TIMEOUT`."""
+def is_lost_process(error: Exception) -> bool:
+    """Tell whether an error means that another process has ended or has not answered within `TIMEOUT`."""
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
-# What process 0 does for all
+# Calls that rank 0 leads
 
 
-def main_only(function):
-    """Have process 0 alone call a function, and the others wait for it, however long it takes.
+def main_only(function: Callable) -> Callable:
+    """Make rank 0 alone call a function, while the others wait for it, however long it takes.
 
-    What process 0 raises as InputError, all raise. SpeechBrain's `main_process_only` is for what is done quickly: there
-    the others wait in a collective, for at most `TIMEOUT`.
-
-    Returns
-    -------
-    callable
-        Returns None in the other processes.
+    An InputError of rank 0 is raised in all processes. The other ranks return None. SpeechBrain's `main_process_only`
+    suits quick functions only: there the others wait in a collective, for at most `TIMEOUT`.
     """
     return _led_by_main(function, lambda *args, **kwargs: None)
 
 
-def main_first(function):
-    """Have process 0 call a function and then, once it is done, all others: they find what it has made."""
+def main_first(function: Callable) -> Callable:
+    """Make rank 0 call a function first, and the others after it, when the files that it makes are there."""
     return _led_by_main(function, function)
 
 
 def _led_by_main(function, follow):
     @functools.wraps(function)
     def led(*args, **kwargs):
-        if ddp_prevent_block():  # one process, or within such a function already
+        if ddp_prevent_block():  # one process, or a call within a led call
             return function(*args, **kwargs)
         key = f"turn {next(_turns)}"
         if rank() > 0:
@@ -151,7 +148,7 @@ def _led_by_main(function, follow):
 
 
 def _wait_for(key):
-    """Wait until process 0 has set the key. Not in the store's own `wait`, which Ctrl-C doesn't reach."""
+    """Wait until rank 0 has set the key, and raise its error. Ctrl-C can't interrupt the store's own `wait`."""
     while not _store().check([key]):
         time.sleep(POLL)
     said = _store().get(key).decode()
@@ -162,8 +159,8 @@ def _wait_for(key):
 # Sums over all processes
 
 
-def total(*values):
-    """The sums of numbers over all processes."""
+def total(*values: float) -> Sequence[float]:
+    """Sum each number over all processes."""
     if not dist.is_initialized():
         return values
     sums = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -171,16 +168,16 @@ def total(*values):
     return sums.tolist()
 
 
-def mean(value, weight):
-    """The mean of a number over all processes, each with its weight."""
+def mean(value: float, weight: float) -> float:
+    """Average a number over all processes, weighted by each process's weight."""
     if not dist.is_initialized():
         return value
     weighted, weights = total(value * weight, weight)
     return weighted / weights
 
 
-def rows_of_all(rows):
-    """The rows [b, D] of all processes, equally many from each, on the CPU and without gradient."""
+def rows_of_all(rows: torch.Tensor) -> torch.Tensor:
+    """Gather the rows [b, D] of all processes, which must have equally many, on the CPU and without gradient."""
     if not dist.is_initialized():
         return rows
     rows = rows.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous()
@@ -189,8 +186,8 @@ def rows_of_all(rows):
     return torch.cat(parts).cpu()
 
 
-def joint_loss(loss):
-    """A loss with the value it has over all processes and the gradient of this one, which DDP averages."""
+def joint_loss(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss whose value is the mean over all processes and whose gradient is this one's, as DDP averages it."""
     if not dist.is_initialized():
         return loss
     value = loss.detach().clone()
@@ -198,22 +195,20 @@ def joint_loss(loss):
     return loss + (value / dist.get_world_size() - loss.detach())
 
 
-def pad_as_joint(wav, lengths):
-    """Pad a slice as its joint batch is padded, so that an encoder that sees the padding sees the same.
+def pad_as_joint(wav: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad a slice to the length of its joint batch, as the padding may change an encoder's output.
 
     Parameters
     ----------
-    wav : torch.Tensor
+    wav
         [b, S], padded to the slice's longest clip.
-    lengths : torch.Tensor
-        [b], relative to that.
+    lengths
+        [b], relative to S.
 
     Returns
     -------
-    wav : torch.Tensor
-        [b, S of the joint batch's longest].
-    lengths : torch.Tensor
-        [b], relative to that.
+    tuple
+        `wav`, padded to the joint batch's longest clip, and `lengths`, relative to that.
     """
     if not dist.is_initialized():
         return wav, lengths
@@ -223,8 +218,8 @@ def pad_as_joint(wav, lengths):
     return F.pad(wav, (0, longest - own)), (lengths * own).round() / longest
 
 
-def share_buffers(module):
-    """Give all processes process 0's buffers: batch norm's running statistics, where each process has its own."""
+def share_buffers(module: torch.nn.Module):
+    """Broadcast rank 0's buffers, since without SyncBatchNorm each process has its own running statistics."""
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

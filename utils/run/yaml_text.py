@@ -1,6 +1,7 @@
-"""A YAML as text: its keys and tags, nothing built."""
+"""Read the keys and tags of a YAML without building its objects."""
 
 import difflib
+from collections.abc import Iterable
 
 import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
@@ -8,16 +9,20 @@ from speechbrain.utils.run_opts import RunOptions
 from utils.io.errors import InputError
 
 
-def read_text(path):
+def read_text(path: str) -> str:
+    """Read a UTF-8 file; raise InputError if that can't be done."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no readable text file: {error}") from error
+        raise InputError(f"{path} can't be read as text: {error}") from error
 
 
-def plain_keys(text, source):
-    """Top-level keys and values of a YAML, nothing built."""
+def plain_keys(text: str, source: str) -> dict:
+    """Return the top-level keys and values of a YAML, without building its objects.
+
+    `source` is what an InputError for invalid YAML names: a file or an argument.
+    """
     try:
         loaded = ruamel.yaml.YAML().load(text)
     except (ruamel.yaml.YAMLError, ValueError) as error:
@@ -30,13 +35,14 @@ def plain_keys(text, source):
     return dict(loaded or {})
 
 
-def tag_of(value):
+def tag_of(value) -> str | None:
+    """Return the YAML tag of a value, such as "!new:torch.nn.Linear"; None if it has none."""
     tag = getattr(value, "tag", None)
     return getattr(tag, "value", tag)
 
 
-def refuse_unknown(key, keys):
-    """Raise for a key that the YAML does not have, with the nearest that it or SpeechBrain has."""
+def refuse_unknown(key: str, keys: Iterable[str]):
+    """Raise InputError for a key that the YAML does not have, with the nearest name of a key or run option."""
     if key in keys and not key.startswith("__"):
         return
     known = [name for name in (*keys, *sorted(option_names())) if name[0] != "_"]
@@ -46,6 +52,7 @@ def refuse_unknown(key, keys):
     raise InputError(f"--{key} is no key of this configuration: {hint}")
 
 
-def option_names():
+def option_names() -> set[str]:
+    """Return the names of SpeechBrain's run options that a command line may have."""
     return set(RunOptions().as_dict()) - {"param_file", "overridden_args", "tqdm_barcolor", "distributed_launch",
                                           "data_parallel_count"}  # fmt: skip

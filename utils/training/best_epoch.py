@@ -1,4 +1,4 @@
-"""The weights of a training's best epoch."""
+"""Keep the weights of a task's best epoch."""
 
 import torch
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
@@ -8,21 +8,16 @@ from utils.training.checkpoints import save_tensors
 
 @register_checkpoint_hooks
 class BestEpoch:
-    """Keep the weights of the epoch with the best validation accuracy, the one of lowest loss among equals.
+    """The weights of the epoch with the best validation accuracy; among equals, the one with the lowest loss.
 
-    Hand it to a Checkpointer, and a resumed training knows the best epoch from before.
-
-    Parameters
-    ----------
-    modules : dict of str to torch.nn.Module
-        Whose weights to keep.
+    As a recoverable of a Checkpointer, a resumed training still knows the best epoch so far.
     """
 
-    def __init__(self, modules):
+    def __init__(self, modules: dict[str, torch.nn.Module]):
         self.modules = modules
         self.epoch, self.accuracy, self.loss, self.weights = 0, -1.0, float("inf"), {}
 
-    def update(self, epoch, accuracy, loss):
+    def update(self, epoch: int, accuracy: float, loss: float):
         """Copy the weights if this epoch is better than all before it."""
         if (accuracy, -loss) > (self.accuracy, -self.loss):
             self.epoch, self.accuracy, self.loss = epoch, accuracy, loss

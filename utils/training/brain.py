@@ -1,7 +1,7 @@
-"""The Brain that all encoder trainers share: seeds, rates, optimizers, checkpoints, progress.
+"""The Brain of all encoder trainers: seeds, learning rates, optimizers, checkpoints, progress.
 
-Legend: B clips, T frames, F mel bands, D features, C classes. A trainer adds `compute_forward`, which returns a dict,
-and `compute_objectives`, a function of that dict; the loops are SpeechBrain's.
+A trainer adds `compute_forward`, which returns a dict, and `compute_objectives`, a function of that dict. The loops are
+SpeechBrain's. Legend: B clips, T frames, F mel bands, D features, C classes.
 """
 
 import inspect
@@ -10,18 +10,20 @@ import logging
 import numpy as np
 import speechbrain as sb
 import torch
+from speechbrain.dataio.batch import PaddedData
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.embed import extract_features
 from models.methods import METHODS
-from models.methods.base import View
+from models.methods.base import Method, View
 from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
 from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
 from utils.strategies import make_strategy
 from utils.training.collapse import collapse_warning
+from utils.training.context import TaskContext
 from utils.training.saving import SavedTraining
 from utils.training.steps import AccuracyCount
 
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def _fused_as_made(optimizer, state):
-    """The state to load, without the choice of the device that it was saved on: loading it goes by what is in there."""
+    """Return the state to load with this optimizer's `fused`, as the saved value fits the device of the saving run."""
     if "fused" not in optimizer.defaults:
         return state
     chosen = {"fused": optimizer.defaults["fused"]}
@@ -37,39 +39,40 @@ def _fused_as_made(optimizer, state):
 
 
 class TaskBrain(AccuracyCount, SavedTraining):
-    """One task of an encoder's training.
+    """The Brain of one task.
 
     Parameters
     ----------
-    task : TaskContext
+    task
+        The task to train.
     **kwargs
         As for `speechbrain.Brain`.
 
     Attributes
     ----------
-    needs : tuple of str
+    needs
         Keys that the trainer's YAML must have.
-    n_views : int
+    n_views
         Crops of each clip in a batch.
-    ssl_method : str, optional
-        The method of a trainer that has just one; None: the YAML's key `ssl_method` names it, if there is such a key.
-    validates : bool
-        Whether each epoch is validated, and the task keeps the best one's weights.
+    ssl_method
+        The method, in a trainer that has just one. None: the YAML's key `ssl_method` names it, if there is such a key.
+    validates
+        Validate each epoch, and keep the weights of the task's best epoch.
     """
 
-    needs = TRAINING_KEYS
-    n_views = 2
-    ssl_method = None
-    validates = False
+    needs: tuple[str, ...] = TRAINING_KEYS
+    n_views: int = 2
+    ssl_method: str | None = None
+    validates: bool = False
 
     @classmethod
-    def check(cls, hparams):
+    def check(cls, hparams: dict):
         """Raise InputError for a method or strategy that is unknown or can't work with the other settings."""
         cls.make_method(hparams)
         make_strategy(hparams)
 
     @classmethod
-    def make_method(cls, hparams):
+    def make_method(cls, hparams: dict) -> Method | None:
         """Build the self-supervised method with the YAML's heads; None for a trainer that has none."""
         name = cls.ssl_method or hparams.get("ssl_method")
         if name is None:
@@ -78,7 +81,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
             raise InputError(f"ssl_method is {name!r}: choose one of {', '.join(METHODS)}.")
         return call_with_keys(METHODS[name], hparams)
 
-    def __init__(self, task, **kwargs):
+    def __init__(self, task: TaskContext, **kwargs):
         super().__init__(task, **kwargs)
         self.method, self.strategy, self.plain = task.method, task.strategy, False
 
@@ -88,7 +91,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
         super().on_fit_start()
 
     def on_stage_start(self, stage, epoch=None):
-        """Reset the counts; give back freed memory before the loader's workers are forked."""
+        """Reset the counts, and return freed memory to the system before the loader forks its workers."""
         super().on_stage_start(stage, epoch)
         if self.hparams.num_workers:
             give_back_freed_memory()
@@ -96,24 +99,24 @@ class TaskBrain(AccuracyCount, SavedTraining):
     # The forward pass
 
     def prepare_batch(self, batch):
-        """Move a batch to the device; where it comes with a memory batch, the strategy may mix them."""
+        """Move a batch to the device; the strategy may mix a batch with its memory batch."""
         batch = batch.to(self.device, non_blocking=True)
         return self.strategy.inputs(self, batch) if getattr(batch, "memory", None) is not None else batch
 
-    def embed_view(self, view, stage):
-        """Embed one view, a PaddedData of [B, samples]; returns a `models.methods.base.View`."""
+    def embed_view(self, view: PaddedData, stage: sb.Stage) -> View:
+        """Embed one view, [B, samples]."""
         train = stage == sb.Stage.TRAIN
         wav, lengths = pad_as_joint(view.data, view.lengths) if train else (view.data, view.lengths)
         features = extract_features(self.modules, wav, lengths, augment=train)  # [B, T, F]
         return View(features, lengths, self.modules["embedding_model"](features, lengths).squeeze(1))
 
-    def embed_views(self, batch, stage, n_views=2):
-        """Embed the first views of a batch, each on its own: batch statistics are per view.
+    def embed_views(self, batch, stage: sb.Stage, n_views: int = 2) -> dict:
+        """Embed the first views of a batch, each by itself, since batch statistics are per view.
 
         Returns
         -------
         dict
-            `view1`, `view2` (see `models.methods.base.View`) and `h1`, `h2`, [B, D].
+            `view1`, `view2` (see `models.methods.base.View`) and `h1`, `h2` [B, D], as far as `n_views` goes.
         """
         out = {}
         for i in range(1, n_views + 1):
@@ -121,15 +124,15 @@ class TaskBrain(AccuracyCount, SavedTraining):
             out[f"h{i}"] = out[f"view{i}"].h
         return out
 
-    def with_memory(self, out, batch, stage):
-        """Add what the same forward pass makes of the memory batch as `out["memory"]`, where the strategy has one."""
+    def with_memory(self, out: dict, batch, stage: sb.Stage) -> dict:
+        """Add `memory`, the same forward pass over the memory batch, if there is one and the strategy embeds it."""
         memory = getattr(batch, "memory", None)
         if memory is None or not self.strategy.embeds_memory:
             return out
         return {**out, "memory": self.compute_forward(memory, stage)}
 
-    def weighted_sum(self, losses, weights, out, batch):
-        """Join losses, the strategy's too, to a scalar; `out["losses"]` has each for the log."""
+    def weighted_sum(self, losses: dict, weights: dict[str, float], out: dict, batch) -> torch.Tensor:
+        """Sum the weighted losses, the strategy's included, to a scalar; `out["losses"]` gets each for the log."""
         if not self.plain:
             losses, weights = self.strategy.losses(self, losses, weights, out, batch)
         losses = {name: joint_loss(loss) for name, loss in losses.items()}
@@ -137,8 +140,8 @@ class TaskBrain(AccuracyCount, SavedTraining):
         out["losses"] = {"loss": loss, **losses}
         return loss
 
-    def memory_loss(self, out, batch):
-        """The trainer's own loss of the memory batch, without the strategy's; a scalar."""
+    def memory_loss(self, out: dict, batch) -> torch.Tensor:
+        """Return the trainer's own loss of the memory batch, without the strategy's; a scalar."""
         self.plain = True
         try:
             return self.compute_objectives(out["memory"], batch.memory, sb.Stage.TRAIN)
@@ -148,9 +151,12 @@ class TaskBrain(AccuracyCount, SavedTraining):
     # Optimizers and processes
 
     def _wrap_distributed(self):
-        """Wrap what is trained for several processes, as SpeechBrain does, but for two traps. Its SyncBatchNorm refuses
-        a CPU. And its DDP sends buffers at each forward pass: in training that spoils the graph of the first view, in
-        validation it waits for processes that have a batch less."""
+        """Wrap the trained modules in DDP and, on GPUs, SyncBatchNorm.
+
+        SpeechBrain's method can't be used. It converts to SyncBatchNorm on a CPU too, where that raises. And its DDP
+        broadcasts buffers at each forward pass: in training the second view's broadcast overwrites buffers that the
+        graph of the first view needs, and in validation it hangs where a process has fewer batches.
+        """
         if not self.distributed_launch:
             return
         cuda = self.device_type == "cuda"
@@ -161,11 +167,14 @@ class TaskBrain(AccuracyCount, SavedTraining):
                     device_ids=[self.device] if cuda else None,
                     find_unused_parameters=self.find_unused_parameters,
                 )
-                self.modules[name].broadcast_buffers = False  # the argument has another name since torch 2.13
+                self.modules[name].broadcast_buffers = False  # set here, as torch 2.13 renamed the argument
 
     def init_optimizers(self):
-        """Make two optimizers: SpeechBrain clips an optimizer's first parameter group only, and the rate of the
-        method's `constant_rate` heads is constant (SimSiam, arXiv 2011.10566, section 4.2)."""
+        """Make an optimizer at the scheduled rate and one at a constant rate, for the method's `constant_rate` heads.
+
+        The constant rate is that of SimSiam's predictor, arXiv 2011.10566, section 4.2. Two parameter groups of one
+        optimizer won't do, because SpeechBrain clips the gradients of its first group only.
+        """
         names = self.method.constant_rate if self.method is not None else ("predictor",)
         constant = [p for name in names if name in self.modules for p in self.modules[name].parameters()]
         apart = {id(p) for p in constant}
@@ -180,9 +189,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
             self.checkpointer.add_recoverables(self.optimizers_dict)
 
     def _fused(self):
-        """On a GPU one pass over weights, gradients and momentum, where the optimizer has it and the YAML doesn't
-        choose. Not in fp16: a first step that overflows would leave SGD's momentum uninitialised. Not on a CPU: it
-        gains little, and takes tensors of different strides for alike."""
+        """Choose the optimizer's fused form on a GPU, if it has one and the YAML doesn't choose.
+
+        Not in fp16, where a first step that overflows would leave SGD's momentum uninitialised. Not on a CPU, where the
+        fused form gains little and is wrong for tensors whose strides differ.
+        """
         chosen = {"foreach", "differentiable", "fused"} & set(getattr(self.opt_class, "keywords", ()))
         able = "fused" in inspect.signature(self.opt_class).parameters and self.device_type == "cuda"
         return {"fused": True} if able and not chosen and not self.scaler.is_enabled() else {}
@@ -196,7 +207,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
         self.strategy.gradients(self)
 
     def after_step(self):
-        """Let method and strategy follow the weights."""
+        """Update method and strategy after an optimizer step, such as a momentum encoder."""
         if self.method is not None:
             done = (self.task.counter.current - 1) * self.task.steps_per_epoch + self.step
             self.method.after_step(self.modules, done / (self.task.epochs * self.task.steps_per_epoch))
@@ -205,8 +216,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
     # Steps and epochs
 
     def on_fit_batch_start(self, batch, should_step):
-        """Seed the step and set its rate: both are functions of (seed, task, epoch, step), so a resumed run and a
-        straight one draw the same augmentation and dropout. Of several processes each draws its own."""
+        """Seed the step and set its learning rate.
+
+        Both are functions of (seed, task, epoch, step), so a resumed run draws the same augmentation and dropout as an
+        uninterrupted one. Each process draws its own.
+        """
         epoch = self.task.counter.current
         own = [rank()] if world_size() > 1 else []
         key = np.random.SeedSequence([self.task.seed, self.task.index, epoch, self.step, *own])
@@ -216,23 +230,23 @@ class TaskBrain(AccuracyCount, SavedTraining):
         self.clip_numbers, self.buffers_before = batch.id.tolist(), [buffer.clone() for buffer in self._buffers()]
 
     def _buffers(self):
-        """Running statistics and other state."""
+        """List the buffers of the modules that are saved, such as running statistics."""
         return [buffer for name in self.handed_on for buffer in self.modules[name].buffers()]
 
-    def place(self):
+    def place(self) -> str:
         """Return task, epoch and step in words."""
         return f"task {self.task.index}, epoch {self.task.counter.current}, step {self.step}"
 
-    def clips(self):
-        """Return the paths of the batch's clips; with mixup, those that they are blended with are not among them."""
+    def clips(self) -> str:
+        """Return the paths of the batch's clips, without the clips that mixup blends them with."""
         return ", clips " + ", ".join(self.task.store.paths[clip] for clip in self.clip_numbers)
 
     def _rate(self, epoch):
-        """Learning rate of the epoch's current step."""
+        """Return the learning rate of the epoch's current step."""
         return self.task.schedule((epoch - 1) * self.task.steps_per_epoch + self.step - 1)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Log the step; take back running statistics that a loss which is not finite may have made NaN for good."""
+        """Log the step. After a loss that is not finite, restore the buffers, which may have become NaN."""
         if not loss.isfinite():
             for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
                 buffer.copy_(before)
@@ -246,7 +260,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
         self.task.on_step(self.task.index, self.task.counter.current, loss)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Keep the epoch's figures; the epoch is over after its validation, if it has one."""
+        """Collect the epoch's figures, and end the epoch after its training or, if it has one, its validation."""
         if stage == sb.Stage.TRAIN:
             self.report_steps_skipped()
             share_buffers(self.modules)
@@ -254,7 +268,8 @@ class TaskBrain(AccuracyCount, SavedTraining):
             self.figures = {"task": self.task.index, "epoch": epoch, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
             self._warn_of_collapse()
-            # SpeechBrain resets them after this hook: saved as they are, a resumed epoch would begin with them.
+            # SpeechBrain resets these after this hook, but the checkpoint is saved within it: a resumed run would
+            # begin its next epoch with them.
             self.step, self.avg_train_loss = 0, 0.0
         else:
             correct, clips = total(self.correct, self.total)
@@ -265,7 +280,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
             self.end_epoch(epoch)
 
     def _warn_of_collapse(self):
-        """Warn once a task."""
+        """Log a warning if a representation has collapsed, once per task."""
         warning = collapse_warning(self.figures)
         if warning and not self.has_collapsed:
             logger.warning("task %d, epoch %d: %s", self.task.index, self.figures["epoch"], warning)

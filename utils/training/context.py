@@ -1,9 +1,10 @@
-"""What a Brain knows of the task that it trains, and which modules one task hands to the next."""
+"""The task as its Brain sees it, and the modules that one task hands to the next."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from models.methods.base import Method
@@ -14,9 +15,11 @@ from utils.training.schedulers import WarmupCosineScheduler
 FRONT_END = ("compute_features", "augment", "mean_var_norm")
 
 
-def handed_on(modules):
-    """The modules that are saved after a task and that the next one starts from: all with a state, but for the parts of
-    the front end that aren't trained."""
+def handed_on(modules: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Module]:
+    """Select the modules that are saved after a task and that the next task starts from.
+
+    These are all modules that have a state, except for parts of the front end that aren't trained.
+    """
     return {
         name: module
         for name, module in modules.items()
@@ -26,36 +29,34 @@ def handed_on(modules):
 
 @dataclass
 class TaskContext:
-    """What a Brain has to know of the task that it trains.
+    """A task, as its Brain sees it.
 
     Attributes
     ----------
-    index : int
+    index
         The task's number, from 0.
-    folder, previous_folder : str
-        Where the checkpoints of this task and of the one before go; `previous_folder` is "" for task 0.
-    rows : pandas.DataFrame
+    folder, previous_folder
+        The checkpoint folders of this task and of the one before; `previous_folder` is "" for task 0.
+    rows
         The clips of an epoch, one row each: `clip` (number in the store), `label`, ...
-    store : datasets.store.AudioStore or datasets.store.LiveAudio
-    method : models.methods.base.Method, optional
+    store
+        `datasets.store.AudioStore` or `datasets.store.LiveAudio`.
+    method
         None where no self-supervised loss is used.
-    strategy : utils.strategies.base.Strategy
-    epochs, steps_per_epoch : int
-    seed : int
-        The experiment's.
-    schedule : callable
+    seed
+        Of the experiment.
+    schedule
         Step from 0 -> learning rate.
-    counter : speechbrain.utils.epoch_loop.EpochCounter
-    on_step : callable
+    on_step
         Called after each step with (task, epoch, loss tensor).
-    on_epoch : callable
+    on_epoch
         Called after each epoch with a dict of figures.
-    best : utils.training.best_epoch.BestEpoch, optional
-        Where each epoch is validated: keeps the best one's weights, which become the task's.
-    save_costs : callable
-        Called after each epoch, see `utils.run.costs.training_costs`.
-    losses : dict
-        Sum and count of each finite loss of the epoch so far.
+    best
+        Keeps the weights of the best epoch, which become the task's; None where no epoch is validated.
+    save_costs
+        Called after each epoch; see `utils.run.costs.training_costs`.
+    losses
+        Loss name -> (sum, count) over the finite losses of the epoch so far.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The task loop of the encoder trainers: one Brain a task, files the only hand-over."""
+"""The task loop of the encoder trainers: one Brain per task, with files as the only hand-over between tasks."""
 
 import contextlib
 import logging
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 class Stream:
-    """The tasks of a run, and what learns from one after the other.
+    """The tasks of a run, with the modules that are trained on one task after the other.
 
-    A finished task is left as it is, an interrupted one goes on from its newest checkpoint. A damaged checkpoint is not
-    used: its task goes on from the one before, or is trained again from the previous task, which gives the same bits;
-    so the tasks after it stay.
+    A finished task is not trained again, and an interrupted one goes on from its newest checkpoint. A damaged
+    checkpoint is not used: its task goes on from the checkpoint before, or is trained again from the previous task.
+    Either way the weights are the same, bit for bit, so the tasks after it remain valid.
 
     Parameters
     ----------
@@ -53,13 +53,13 @@ class Stream:
     Attributes
     ----------
     modules : dict of str to torch.nn.Module
-        With the weights from which task 0 starts.
+        What is trained and handed on, with the weights from which task 0 starts.
     plan : list of utils.training.plan.TaskPlan
 
     Raises
     ------
     InputError
-        A task that can't be trained.
+        A task can't be trained.
     """
 
     def __init__(self, brain_class, run):
@@ -78,7 +78,7 @@ class Stream:
         Parameters
         ----------
         after_task : callable, optional
-            Called with (task, folder of its checkpoint) when a task is trained, also if an earlier start did it.
+            Called with (task, folder of its checkpoints) after each task, also after one that an earlier start trained.
         """
         keep_freed_memory()
         folders = [os.path.join(self.run.save_folder, f"task{t}") for t in range(len(self.plan))]
@@ -90,7 +90,7 @@ class Stream:
                     progress.skip(t)
                 else:
                     previous = folders[t - 1] if t > 0 else ""
-                    if previous:  # what rank 0 loads, DDP gives to the others, who may not see the files yet
+                    if previous:  # rank 0 alone: others may not see the files yet, and DDP sends them the weights
                         main_only(load_weights)(previous, handed_on(self.modules))
                     begun = monotonic()
                     self._train_one_task(t, folder, previous, progress)
@@ -102,14 +102,14 @@ class Stream:
 
     @main_only
     def _write_rows(self, folders):
-        """Write which clips each task has; whether a task is finished is told by its checkpoints that are whole."""
+        """Set damaged checkpoints aside, then write each task's clips, except those of finished tasks."""
         for folder in folders:
             set_aside_damaged(folder)
         finished = [t for t, folder in enumerate(folders) if is_finished(folder)]
         save_rows(self.run.save_folder, self.run.data, finished)
 
     def _train_one_task(self, t, folder, previous_folder, progress):
-        """Train task `t` with a fresh optimizer, schedule and epoch counter; its checkpoints go to `folder`."""
+        """Train task `t` with a fresh optimizer, schedule and epoch counter, and save it in `folder`."""
         hparams, plan, counter = self.run.hparams, self.plan[t], EpochCounter(self.plan[t].epochs)
         recoverables = handed_on(self.modules)
         best = BestEpoch(dict(recoverables)) if len(plan.valid) else None
@@ -141,7 +141,7 @@ class Stream:
             checkpointer=AtomicCheckpointer(folder, recoverables),
         )
         loader = self._train_loader(t, torch.device(brain.device).type == "cuda")
-        brain.train_sampler = loader.sampler if loader.batch_size else loader.batch_sampler  # is told the epoch
+        brain.train_sampler = loader.sampler if loader.batch_size else loader.batch_sampler  # told the epoch
         brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
         valid = self._valid_loader(plan.valid)
         costs = training_costs(self.run.folder, brain.device)
@@ -149,7 +149,7 @@ class Stream:
             brain.fit(counter, loader, valid, progressbar=False)
 
     def _train_loader(self, t, pin_memory):
-        """The training batches of task `t`. Not made by the Brain, which would slice among the processes again."""
+        """Make the loader of task `t`. The Brain's own would slice the batches among the processes a second time."""
         hparams, plan = self.run.hparams, self.plan[t]
         size, dataset = hparams["batch_size"], self._views(t, plan.rows)
         sampler = EpochSampler(len(dataset), hparams["seed"], t, size, rank(), world_size())
@@ -162,7 +162,7 @@ class Stream:
         return SaveableDataLoader(dataset, batch_sampler=joint, collate_fn=JointBatch, **how)
 
     def _views(self, t, rows):
-        """The training views of `rows` at task `t`."""
+        """Make the dataset of training views of `rows` at task `t`."""
         hparams, data = self.run.hparams, self.run.data
         mixup = make_mixup(hparams["use_mixup"], hparams["mixup_alpha"])
         crop_samples, n_classes = round(hparams["train_duration"] * hparams["sample_rate"]), len(data.classes)
@@ -170,7 +170,7 @@ class Stream:
         return ViewDataset(rows, data.store, crop_samples, n_classes, mixup, hparams["seed"], t, n_views)
 
     def _valid_loader(self, rows):
-        """Whole validation clips, none padded, each in one process; None if there are none."""
+        """Make the loader of whole validation clips, unpadded, each in one process; None without clips."""
         if rows.empty:
             return None
         clips, hparams = WholeClips(rows, self.run.data.store), self.run.hparams
@@ -181,8 +181,9 @@ class Stream:
 
 @contextlib.contextmanager
 def workers_ended(*loaders):
-    """End the loaders' worker processes on leaving, by an error too: its traceback keeps their iterators alive, so they
-    would be waited for while Python exits.
+    """End the loaders' worker processes on leaving, also by an error.
+
+    An error's traceback keeps the loaders' iterators alive, so Python would wait for their workers at its exit.
 
     Parameters
     ----------
@@ -192,13 +193,15 @@ def workers_ended(*loaders):
         yield
     finally:
         for loader in filter(None, loaders):
-            if hasattr(loader._speechbrain_iterator, "_shutdown_workers"):  # it has none with num_workers=0
+            if hasattr(loader._speechbrain_iterator, "_shutdown_workers"):  # absent with num_workers=0
                 loader._speechbrain_iterator._shutdown_workers()
 
 
 def save_rows(save_folder, data, finished=()):
-    """Write each task's clips to ``{split}_task{t}_raw.csv``, for the reader of a result and for the notebook. Those of
-    a finished task stay, as its encoder has seen no others."""
+    """Write each task's clips to ``{split}_task{t}_raw.csv``, which the notebook and readers of a result use.
+
+    A finished task's files stay as they are, since its encoder was trained on the clips in them.
+    """
     for (split, task), rows in data.rows.groupby(["split", "task"]):
         path = os.path.join(save_folder, f"{split}_task{task}_raw.csv")
         if task not in finished or not os.path.isfile(path):

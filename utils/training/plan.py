@@ -1,27 +1,28 @@
-"""What each task trains on, worked out before anything is trained."""
+"""Select each task's clips and count its steps, before any training."""
 
 from dataclasses import dataclass
 
 import pandas as pd
+from speechbrain.utils.run_opts import RunOptions
 
+from datasets.prepare import Data
 from datasets.selection import current_and_replay, kept, parse_keep, seen
 from utils.io.errors import InputError
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task.
+    """The clips and steps of one task.
 
     Attributes
     ----------
-    rows : pandas.DataFrame
-        Its training clips and, unless the strategy has a memory batch, the replayed ones.
-    memory : pandas.DataFrame
-        The clips kept of earlier tasks that memory batches are drawn from; empty without such a strategy.
-    valid : pandas.DataFrame
-        Clips to validate each epoch on; empty if none is.
-    epochs : int
-    steps : int
+    rows
+        The task's training clips and, unless the strategy uses a memory batch, the replayed ones.
+    memory
+        The clips kept of earlier tasks from which memory batches are drawn; empty if the strategy uses none.
+    valid
+        Clips to validate each epoch on; empty if epochs aren't validated.
+    steps
         Per epoch.
     """
 
@@ -32,28 +33,28 @@ class TaskPlan:
     steps: int
 
     @property
-    def total_steps(self):
-        """Steps of all epochs."""
+    def total_steps(self) -> int:
+        """Return the steps of all epochs."""
         return self.epochs * self.steps
 
 
-def plan_tasks(hparams, run_opts, data, validate=False, with_memory=False):
-    """Select every task's clips and count its steps, so that what can't be trained is said before anything is.
+def plan_tasks(
+    hparams: dict, run_opts: RunOptions, data: Data, validate: bool = False, with_memory: bool = False
+) -> list[TaskPlan]:
+    """Select every task's clips and count its steps, so that a task that can't be trained is refused at the start.
 
     Parameters
     ----------
-    hparams : dict
+    hparams
         Uses `number_of_epochs`, `replay_num_keep`, `seed`, `batch_size`.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-    data : datasets.prepare.Data
-    validate : bool
-        Whether each epoch is validated: on the validation clips of the current task and, with replay, of those before.
-    with_memory : bool
-        Whether clips kept of earlier tasks are a batch of their own, instead of being mixed into the task's.
-
-    Returns
-    -------
-    list of TaskPlan
+    run_opts
+        Uses `debug`, `debug_epochs`, `debug_batches`.
+    data
+        Table of clips and tasks.
+    validate
+        Validate each epoch: on the validation clips of the current task and, with replay, of the tasks before it.
+    with_memory
+        Put the clips kept of earlier tasks into memory batches, instead of mixing them into the task's own clips.
 
     Raises
     ------
@@ -77,12 +78,12 @@ def plan_tasks(hparams, run_opts, data, validate=False, with_memory=False):
             )
         valid = _validation_rows(hparams, data, t) if validate else data.rows.iloc[:0]
         if validate and valid.empty:
-            raise InputError(f"Task {t} ({data.task_names()[t]}) has no validation clips to find its best epoch with.")
+            raise InputError(f"Task {t} ({data.task_names()[t]}) has no validation clips to choose its best epoch by.")
         plan.append(TaskPlan(rows, memory, valid, epochs, min(steps, most) if most else steps))
     return plan
 
 
 def _validation_rows(hparams, data, t):
-    """What a learner at task `t` may look at: earlier tasks' clips only if it keeps some of theirs to train on."""
+    """Select the validation clips of task `t`, and of earlier tasks only if some of their training clips are kept."""
     rows, keep, seed = data.split("valid"), hparams["replay_num_keep"], hparams["seed"]
     return current_and_replay(rows, t, 0, seed) if parse_keep(keep) == 0 else seen(rows, t, keep, seed)

@@ -1,4 +1,4 @@
-"""The part of a training that can be stopped and resumed: when it saves, and what ends it."""
+"""Save a task's training so that it can be stopped at any step and resumed."""
 
 from time import monotonic
 
@@ -9,39 +9,44 @@ from speechbrain.utils.distributed import ddp_broadcast
 from utils.run.processes import world_size
 from utils.run.signals import Stopped, stop_signals
 from utils.training.collapse import Spread
-from utils.training.context import handed_on
+from utils.training.context import TaskContext, handed_on
 from utils.training.steps import FiniteSteps
 
 
 def _seconds_to_save(modules):
-    """Estimate the time of a checkpoint before one was timed: weights and momentum at 200 MB a second."""
+    """Estimate the time of the first checkpoint: weights and momentum at 200 MB/s. Later ones are timed."""
     return sum(2 * weight.numel() * weight.element_size() for weight in modules.parameters()) / 2e8
 
 
 @register_checkpoint_hooks
 class SavedTraining(FiniteSteps):
-    """Saves a task's training at the end of an epoch, as often as `ckpt_overhead` allows, within an epoch if asked to,
-    and at its end. A signal ends the run once its step is saved.
+    """A Brain that saves its task's training.
+
+    It saves at the end of an epoch as often as `ckpt_overhead` allows, at the end of the task, and within an epoch if
+    SpeechBrain's `ckpt_interval_...` options ask for it. A signal saves the current step and ends the run.
 
     Parameters
     ----------
-    task : utils.training.context.TaskContext
+    task
+        The task to train.
     **kwargs
         As for `speechbrain.Brain`.
     """
 
-    def __init__(self, task, **kwargs):
+    def __init__(self, task: TaskContext, **kwargs):
         super().__init__(**kwargs)
         self.task, self.figures, self.stopping = task, {}, 0
         self.spread, self.has_collapsed = Spread(), False
         self.handed_on = tuple(handed_on(self.modules))
         if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older ones lack it
+            self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older checkpoints lack it
         self.last_save, self.save_seconds = monotonic(), _seconds_to_save(self.modules)
 
-    def end_epoch(self, epoch):
-        """Log the epoch; save it if it is the task's last, if saving so far took less than its share of the time, or if
-        a signal asks to stop."""
+    def end_epoch(self, epoch: int):
+        """Log the epoch, and save it if it is the task's last, if a save is due, or if a signal asks to stop.
+
+        A save is due when the last one took at most the share `ckpt_overhead` of the time since then.
+        """
         self.task.losses.clear()
         self.spread.clear()
         self.task.on_epoch(self.figures)
@@ -62,19 +67,22 @@ class SavedTraining(FiniteSteps):
         self._stop_if_asked()
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Also where a signal asks to stop; SpeechBrain looks here after each step."""
+        """Return True where a signal asks to stop too. SpeechBrain calls this method after each step."""
         self.stopping = stop_signals.asked(self.device)
         return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
     def _save_intra_epoch_ckpt(self):
-        """Save as SpeechBrain does, and end the run if a signal asked for that."""
+        """Save as SpeechBrain does, then end the run if a signal asks to stop."""
         self.spread.collect()
         super()._save_intra_epoch_ckpt()
         self._stop_if_asked()
 
     def evaluate_batch(self, batch, stage):
-        """In the middle of a validation, a signal ends the run as after the epoch's last step: it is validated anew. Of
-        several processes, which may have unequally many batches, it ends the run after the validation."""
+        """Validate as SpeechBrain does, and end the run between two batches if a signal asks to stop.
+
+        The checkpoint is that of the epoch's last step, so the next start repeats the validation from its first batch.
+        With several processes, which may have different numbers of batches, the run ends after the validation.
+        """
         loss = super().evaluate_batch(batch, stage)
         self.stopping = stop_signals.signum if world_size() == 1 else 0
         if self.stopping:
@@ -88,7 +96,7 @@ class SavedTraining(FiniteSteps):
 
     @mark_as_saver
     def _save(self, path):
-        """Add the losses so far to what SpeechBrain saves in the middle of an epoch."""
+        """Save as SpeechBrain does within an epoch, and add the epoch's losses so far."""
         super()._save(path)
         with open(path, "a", encoding="utf-8") as file:
             losses = {name: [float(total), int(count)] for name, (total, count) in self.task.losses.items()}
@@ -101,7 +109,7 @@ class SavedTraining(FiniteSteps):
             self.task.losses.update({name: tuple(entry) for name, entry in yaml.safe_load(file)["losses"].items()})
 
     def _save_finished(self):
-        """Keep the weights of the task, and nothing that only its training needed."""
+        """Save the task's weights alone, without what only its training needs: optimizers, losses, loader."""
         kept = {*self.handed_on, "counter"}
         self.checkpointer.recoverables = {k: v for k, v in self.checkpointer.recoverables.items() if k in kept}
         meta = {"epoch": self.task.epochs, "finished": True}

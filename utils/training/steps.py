@@ -1,4 +1,4 @@
-"""What all Brains here share: counts of a validation, and what is done about a step that is not finite."""
+"""Shared by all Brains: accuracy counts of a validation, and skipping of steps that are not finite."""
 
 import logging
 
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 class AccuracyCount:
-    """Counts clips, and those classified correctly, over a validation stage."""
+    """A Brain that counts clips, correctly classified clips and batches over a validation stage."""
 
     def on_stage_start(self, stage, epoch=None):
         """Reset the counts."""
         self.correct = self.total = self.batches = 0
 
-    def count(self, logits, labels):
+    def count(self, logits: torch.Tensor, labels: torch.Tensor):
         """Add a batch: logits [B, C], labels [B]."""
         self.correct += int((logits.argmax(1) == labels).sum())
         self.total += len(labels)
@@ -26,31 +26,32 @@ class AccuracyCount:
 
 
 class FiniteSteps(sb.Brain):
-    """Skips a step whose loss or gradient is not finite; ends the run once `nonfinite_patience` is used up.
+    """A Brain that skips steps whose loss or gradient is not finite, and ends after `nonfinite_patience` of them.
 
-    A skipped step moves neither weights nor the optimizer's state (a gradient of zero would: by momentum and weight
-    decay). In fp16 the GradScaler skips such steps, since overflows are how it finds its scale.
+    A skipped step changes neither weights nor optimizer state. Setting the gradient to zero would: momentum and weight
+    decay still move the weights. In fp16 the GradScaler skips these steps itself, as it finds its scale by overflows.
     """
 
     not_finite_in_a_row = 0
     steps_skipped = 0  # of the epoch
 
-    def place(self):
+    def place(self) -> str:
         """Return the current step in words."""
         return f"step {self.step}"
 
-    def clips(self):
-        """Return the clips of the current batch in words, if they are known."""
+    def clips(self) -> str:
+        """Return the clips of the current batch in words; "" if they aren't known."""
         return ""
 
-    def check_loss_isfinite(self, loss):
-        """Count losses that are not finite, as SpeechBrain does per epoch, and also in a row: an epoch may be shorter
-        than the patience.
+    def check_loss_isfinite(self, loss: torch.Tensor):
+        """Count losses that are not finite, per epoch as SpeechBrain does, and in a row over epochs.
+
+        An epoch may have fewer steps than `nonfinite_patience`, so a count per epoch alone may never exceed it.
 
         Raises
         ------
         InputError
-            The patience is used up.
+            More losses than `nonfinite_patience` were not finite.
         """
         if loss.isfinite():
             self.not_finite_in_a_row = 0
@@ -59,18 +60,18 @@ class FiniteSteps(sb.Brain):
         self.not_finite_in_a_row = self.nonfinite_count
         if self.nonfinite_count > self.nonfinite_patience:
             raise InputError(f"The loss is infinite or NaN at {self.place()}{self.clips()}: {DIVERGED}")
-        logger.warning("The loss is infinite or NaN at %s%s: it is left out.", self.place(), self.clips())
+        logger.warning("The loss is infinite or NaN at %s%s: the step is skipped.", self.place(), self.clips())
 
     def change_gradients(self):
-        """Hook: change the gradients after unscaling and before clipping."""
+        """Change the gradients after unscaling and before clipping. A hook; does nothing here."""
 
     def after_step(self):
-        """Hook: called after each step that was not skipped."""
+        """Run after each step that was not skipped. A hook; does nothing here."""
 
     def optimizers_step(self):
         """Clip gradients and step, as SpeechBrain does, unless a gradient is not finite.
 
-        SpeechBrain steps on such gradients, or (`skip_nonfinite_grads`) drops them parameter by parameter.
+        SpeechBrain steps with such gradients or, with `skip_nonfinite_grads`, drops them parameter by parameter.
         """
         optimizers = self.freeze_optimizers(self.optimizers_dict)
         for optimizer in optimizers.values():
@@ -88,21 +89,21 @@ class FiniteSteps(sb.Brain):
         else:
             self.steps_skipped += 1
         self.scaler.update()
-        for optimizer in self.optimizers_dict.values():  # SpeechBrain's zero_grad leaves out frozen ones
+        for optimizer in self.optimizers_dict.values():  # SpeechBrain's zero_grad skips frozen optimizers
             optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
 
     def report_steps_skipped(self):
-        """Log how many of the epoch's steps were skipped: the loss may be finite and its gradient not.
+        """Log how many of the epoch's steps were skipped for their gradient, and reset the count.
 
         Raises
         ------
         InputError
-            More than the patience.
+            More steps than `nonfinite_patience` were skipped.
         """
         count, self.steps_skipped = self.steps_skipped, 0
         if count:
             said = f"{count} of the epoch's steps had an infinite or NaN gradient, counted at {self.place()}"
             if count > self.nonfinite_patience:
                 raise InputError(f"{said}: {DIVERGED}")
-            logger.warning("%s. They are left out.", said)
+            logger.warning("%s. They were skipped.", said)
