@@ -93,10 +93,10 @@ def at_call(number, owner, name, action, setattr=setattr):
 
 
 def torchruns_environment(rank, world_size, port=None):
-    """What torchrun tells a process; all processes of a run need the same port."""
+    """What torchrun tells a process. Where a port is given, its store is there; else the process makes one."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    numbers["MASTER_PORT"] = port or free_port()
-    return {**{name: str(number) for name, number in numbers.items()}, "MASTER_ADDR": "localhost"}
+    store = {"MASTER_PORT": port or free_port(), "TORCHELASTIC_USE_AGENT_STORE": port is not None}
+    return {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in (numbers | store).items()}}
 
 
 def free_port():

@@ -1,44 +1,52 @@
-"""Trainers run by one process or by torchrun's several, and their weights compared."""
+"""Trainers run by one process or by several: under torchrun, or by forks of this process that take it for torchrun."""
 
-import torch
+import os
+import runpy
+import signal
+import sys
 
-from utils.training.checkpoints import latest_checkpoint
+import torch.nn.functional as F
+from torch.distributed import TCPStore
+
+from helpers.checks import assert_same_bits, weights_of
+from helpers.forks import Fork, torchruns_environment
+from helpers.lab import REPO
+from models import pann
+from models.features import SpecAugment
+from utils.run import processes
+from utils.training.brain import TaskBrain
+
+__all__ = ["EQUAL", "TASKS", "Site", "assert_same_bits", "finish", "weights_of"]
 
 # The processes of a run differ in augmentation and dropout, and on a CPU in batch norm: all else must be equal. Views
 # of 0.6 s are longer than some clips, so there is padding; 3 classes have an odd number of validation clips.
 EQUAL = ("--precision=fp32", "--emb_norm_type=ln", "--train_duration=0.6", "--batch_size=4")
 TASKS = "--task_classes=[[3,8,9],[4,1]]"
-# Runs the script that is named after it: without augmentation and dropout, or with a process that fails in task 1.
-RUNNER = """
-import os, runpy, signal, sys, time
-import torch
-from models import pann
-from models.features import SpecAugment
-from utils.training import brain
-from utils.run import processes as distributed
-
-what = sys.argv[1]
-if what == "plain":
-    SpecAugment.forward = lambda self, features: features
-    pann._dropout = lambda x, rate: x
-
-def stage_end(self, stage, loss, epoch, old=brain.TaskBrain.on_stage_end):
-    if self.task.index == 1 and epoch == 2 and distributed.rank() == distributed.world_size() - 1:
-        os.kill(os.getpid(), signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
-    old(self, stage, loss, epoch)
-
-if what in ("dies", "hangs"):
-    distributed.TIMEOUT = 8
-    brain.TaskBrain.on_stage_end = stage_end
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
-def torchrun(command, n=2):
-    """A command of `Lab.command` for n processes."""
-    python, *rest = command
-    return [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *rest]
+def be(what):
+    """Change this process: "plain" has no augmentation and no dropout; one that "dies" or "hangs" does so in task 1,
+    epoch 2, where its rank is the highest; anything else changes nothing."""
+    old = TaskBrain.on_stage_end
+
+    def fail(self, stage, loss, epoch):
+        if self.task.index == 1 and epoch == 2 and processes.rank() == processes.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
+        old(self, stage, loss, epoch)
+
+    if what == "plain":
+        SpecAugment.forward = lambda self, features: features
+        pann._dropout = F.dropout = lambda x, rate: x
+    elif what in ("dies", "hangs"):
+        processes.TIMEOUT = 8
+        TaskBrain.on_stage_end = fail
+
+
+def run_changed():
+    """Run the script that is named on the command line, in a process that is changed as it says."""
+    what, *sys.argv = sys.argv[1:]
+    be(what)
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def finish(process, timeout=300):
@@ -47,18 +55,21 @@ def finish(process, timeout=300):
 
 
 class Site:
-    """Where trainers run as a user runs them, by way of RUNNER."""
+    """Where trainers run; `before` is Python that each process of torchrun runs first."""
 
     def __init__(self, lab, folder, before=""):
         self.lab, self.folder, self.script = lab, folder, folder / "runner.py"
-        self.script.write_text(before + RUNNER)
+        self.script.write_text(f"{before}\nfrom helpers.torchrun import run_changed\n\nrun_changed()\n")
+
+    def arguments(self, kind, base, *args):
+        yaml = REPO / f"hparams/us8k/{kind}_train.yaml"
+        places = (f"--data_folder={self.lab.sounds}", f"--output_base={self.folder / base}")
+        return f"{kind}_train.py", yaml, *self.lab.tiny, *self.lab.quick, TASKS, *places, *args
 
     def command(self, kind, n, base, *args, what="plain"):
-        arguments = [f"hparams/us8k/{kind}_train.yaml", *self.lab.tiny, *self.lab.quick, TASKS]
-        arguments += [f"--data_folder={self.lab.sounds}", f"--output_base={self.folder / base}", *args]
-        python, script, *rest = self.lab.command(f"{kind}_train.py", *arguments)
-        command = [python, str(self.script), what, script, *rest]
-        return torchrun(command, n) if n > 1 else command
+        python, *command = self.lab.command(*self.arguments(kind, base, *args))
+        torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}") if n > 1 else ()
+        return [python, *torchrun, str(self.script), what, *command]
 
     def run(self, kind, n, base, *args, what="plain"):
         """The run's folder and what it said."""
@@ -67,14 +78,25 @@ class Site:
         (folder,) = (self.folder / base).iterdir()
         return folder, said
 
+    def fork(self, kind, n, base, *args, what="plain", prepare=lambda rank: None):
+        """Start forks, one for each process of a run. As torchrun does, this process keeps what they share."""
+        self.store, forks = TCPStore("localhost", 0, is_master=True, wait_for_workers=False), []
+        for rank in range(n):
+            cwd = self.folder / f"{base}, rank {rank}"
+            cwd.mkdir(exist_ok=True)
 
-def weights_of(folder, task=1):
-    path = latest_checkpoint(folder / "save" / f"task{task}")[0]
-    loaded = {file.stem: torch.load(file) for file in path.glob("*.ckpt") if file.stem != "counter"}
-    return {f"{name}.{entry}": tensor for name, state in loaded.items() for entry, tensor in state.items()}
+            def prepare_all(rank=rank):
+                os.environ.update(torchruns_environment(rank, n, self.store.port) if n > 1 else {})
+                be(what)
+                prepare(rank)
 
+            arguments = (*self.arguments(kind, base, *args), f"--store_folder={self.lab.store}")
+            forks.append(Fork(*arguments, cwd=cwd, prepare=prepare_all))
+        return forks
 
-def assert_same_bits(folder, other, task=1):
-    first, second = weights_of(folder, task), weights_of(other, task)
-    assert first.keys() == second.keys() and len(first) > 20
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    def run_forks(self, kind, n, base, *args, what="plain"):
+        """The run's folder and what its forks said."""
+        forks = self.fork(kind, n, base, *args, what=what)
+        assert [fork.wait() for fork in forks] == [0] * n, [fork.said for fork in forks]
+        (folder,) = (self.folder / base).iterdir()
+        return folder, "".join(fork.said for fork in forks)
