@@ -67,7 +67,7 @@ class SavedTraining(FiniteSteps):
         self._stop_if_asked()
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Return True where a signal asks to stop too. SpeechBrain calls this method after each step."""
+        """Decide as SpeechBrain does, but True if a signal asks to stop. SpeechBrain calls it after each step."""
         self.stopping = stop_signals.asked(self.device)
         return self.stopping or super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
 
