@@ -16,7 +16,7 @@ from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
 from utils.run.costs import training_costs
 from utils.run.keys import call_with_keys
-from utils.training.brain import FRONT_END
+from utils.training.context import FRONT_END
 
 logger = logging.getLogger(__name__)
 
