@@ -9,8 +9,8 @@ import numpy as np
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
 from utils.run.processes import main_only
-from utils.training.context import FRONT_END, handed_on
 from utils.training.checkpoints import load_weights
+from utils.training.context import FRONT_END, handed_on
 
 logger = logging.getLogger(__name__)
 
