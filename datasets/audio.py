@@ -8,18 +8,34 @@ import concurrent.futures
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import soundfile as sf
 import soxr
 from tqdm import tqdm
 
+from datasets import headers
 from utils.io.errors import InputError
 
+# Extensions of the files that soundfile reads, without those that lack a header.
+READABLE = {f".{name.lower()}" for name in sf.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 PEAK_LEVEL = 0.9  # every clip reaches the encoder with this peak
 INT16_PEAK = 32767  # every clip is stored with this peak
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # the encodings that can hold an infinity or a NaN
 LOOK_AHEAD = 4  # files per thread that are being worked on or waiting: bounds the memory
+
+# The least amplitude that an encoding tells from silence, where the largest is 1. A peak below it is no sound.
+RESOLUTION = {
+    **dict.fromkeys(("PCM_S8", "PCM_U8", "DPCM_8"), 2.0**-7),
+    **{"GSM610": 2.0**-10, "ALAW": 2.0**-11, "ULAW": 2.0**-12},  # GSM decodes silence to 2**-11, A-law to 2**-12
+    **dict.fromkeys(("PCM_24", "ALAC_24", "ALAC_20", "VORBIS", "OPUS", "MPEG_LAYER_II", "MPEG_LAYER_III"), 2.0**-23),
+    **dict.fromkeys(("PCM_32", "ALAC_32", "FLOAT", "DOUBLE"), 2.0**-31),
+}
+RESOLUTION_16 = 2.0**-15  # of all others
+CANCELLED = 1e-3  # of the channels' peak: an average that is fainter is what rounding leaves of channels that cancel
+CANCELLED_LOG = {"ULAW": 2.0**-5, "ALAW": 2.0**-5}  # the same where the steps grow with the amplitude
+PROBED = 4096  # frames of a clip that tell whether its channels may cancel
 
 
 class BadAudio(InputError):
@@ -33,52 +49,97 @@ class BadAudio(InputError):
         return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
+class Decoded(NamedTuple):
+    """A decoded clip."""
+
+    samples: np.ndarray  # float32 [n], not scaled
+    cut: str = ""  # how the file is cut off; "" if it is complete
+    cancelled: bool = False  # its channels cancel when they are averaged: the samples are those of the louder one
+
+
 def load_mono(path: str, sample_rate: int) -> np.ndarray:
     """Decode a file of any format that soundfile reads, average its channels and resample it to `sample_rate` Hz.
 
+    Of a file that is cut off, this is what is there. Channels that cancel are not averaged, see `mix_down`.
     Returns float32 [n], not scaled.
 
     Raises
     ------
     BadAudio
-        The file is missing, unreadable, empty, or holds an infinity or a NaN.
+        The file is missing, unreadable, empty, or holds an infinity or a NaN; or its header can't be true.
     """
+    return decode(path, sample_rate).samples
+
+
+def decode(path: str, sample_rate: int) -> Decoded:
+    """Do what `load_mono` does, and say what is wrong with a clip that can be used all the same."""
     with open_audio(path) as audio:
-        promised, rate = audio.frames, audio.samplerate
-        try:
-            wav = audio.read(dtype="float32", always_2d=True)  # [frames, channels]
-        except MemoryError as err:  # a damaged header may promise any length
+        promised, rate, subtype = audio.frames, audio.samplerate, audio.subtype
+        try:  # by their number, because "all" needs a seek, which GSM 6.10 and some ADPCM can't
+            wav = audio.read(promised, dtype="float32", always_2d=True)  # [frames, channels]
+            cut = headers.cut_off(path, audio, len(wav))
+        except MemoryError as err:
             raise BadAudio(path, f"too large for the memory: its header promises {promised} frames") from err
         except (sf.SoundFileError, OSError, ValueError) as err:
             raise BadAudio(path, f"unreadable, damaged or cut short ({_short(err)})") from err
     if len(wav) == 0:
         raise BadAudio(path, f"no samples, though its header promises {promised} frames" if promised else "no samples")
-    wav = _mean_of_channels(wav)  # [frames]
+    wav, cancelled = mix_down(wav, subtype)  # [frames]
     if np.isfinite(wav).all() and rate != sample_rate:
         wav = soxr.resample(wav, rate, sample_rate, quality="HQ")
     if not np.isfinite(wav).all():  # also values beyond the range of float32 or of the resampler
         raise BadAudio(path, "infinite or NaN samples")
     if len(wav) == 0:
         raise BadAudio(path, f"too short: less than one sample at {sample_rate} Hz")
-    return np.ascontiguousarray(wav, dtype=np.float32)
+    return Decoded(np.ascontiguousarray(wav, dtype=np.float32), cut, cancelled)
 
 
-def mono_length(path: str, sample_rate: int) -> int:
-    """Return the length of `load_mono(path, sample_rate)`, in samples, from the header where it can be trusted.
+class Measured(NamedTuple):
+    """What is known of a clip before it is decoded."""
+
+    length: int  # of its samples at the wanted rate; 0 for a bad clip
+    cut: str = ""  # as in `Decoded`
+    cancelled: bool = False
+    bad: str = ""  # why it can't be used; "" if it can
+
+
+def measure(path: str, sample_rate: int) -> Measured:
+    """Return what `decode(path, sample_rate)` would find, from the header where it can be trusted.
 
     A header is trusted if the last frame that it promises can be read; otherwise the file was cut short and is decoded.
-    Encodings that can hold an infinity or a NaN are decoded too, so that these are found.
-
-    Raises
-    ------
-    BadAudio
-        As `load_mono`, except for damage in the middle of a file, which only decoding finds.
+    Encodings that can hold an infinity or a NaN are decoded too, so that these are found, and so is a clip whose first
+    samples don't rule out that its channels cancel. Damage in the middle of a file is found by decoding alone.
     """
-    with open_audio(path) as audio:
-        frames, rate = audio.frames, audio.samplerate
-        trusted = audio.subtype not in FLOAT_SUBTYPES and frames > 0 and _last_frame_reads(audio)
-    length = resampled_length(frames, rate, sample_rate) if trusted else 0
-    return length or len(load_mono(path, sample_rate))
+    try:
+        with open_audio(path) as audio:
+            frames, rate, cut = audio.frames, audio.samplerate, headers.cut_off(path, audio)
+            trusted = audio.subtype not in FLOAT_SUBTYPES and frames > 0 and _last_frame_reads(audio)
+            trusted = trusted and not _may_cancel(audio)
+        length = resampled_length(frames, rate, sample_rate) if trusted else 0
+        if length:
+            return Measured(length, cut)
+        decoded = decode(path, sample_rate)
+        return Measured(len(decoded.samples), decoded.cut, decoded.cancelled)
+    except BadAudio as error:
+        return Measured(0, bad=error.reason)
+
+
+def mix_down(wav: np.ndarray, subtype: str) -> tuple[np.ndarray, bool]:
+    """Average the channels of float32 [frames, channels]; return float32 [frames] and whether the channels cancel.
+
+    The average of channels that cancel is rounding noise, which would be scaled up to a loud clip. Of these the louder
+    channel is returned. A clip whose peak is below the resolution of its encoding, a soundfile subtype, is zeros.
+    """
+    mono, step = _mean_of_channels(wav), RESOLUTION.get(subtype, RESOLUTION_16)
+    peak, cancelled = _peak(mono), False
+    if wav.shape[1] > 1:
+        loudest = _peak(wav)
+        least = max(CANCELLED_LOG.get(subtype, CANCELLED) * loudest, min(2 * step, loudest / 8))
+        cancelled = bool(peak <= least and loudest >= step)
+    if cancelled:
+        mono = wav[:, np.abs(wav).max(axis=0).argmax()]
+        peak = loudest
+    return (np.zeros_like(mono), False) if peak < step else (mono, cancelled)
 
 
 def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
@@ -87,11 +148,15 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
 
 
 def open_audio(path: str) -> sf.SoundFile:
-    """Open an audio file; raise BadAudio with a short reason where that fails."""
+    """Open an audio file; raise BadAudio with a short reason where that fails, or where its header can't be true."""
     if os.path.exists(path) and not os.path.isfile(path):  # checked first, because opening a pipe would block
         raise BadAudio(path, "not a file")
     try:
-        return sf.SoundFile(path)
+        audio = sf.SoundFile(path)
+        stream = headers.mended_stream(path) if audio.frames == 0 else None
+        if stream is not None:
+            audio.close()
+            audio = sf.SoundFile(stream)
     except (sf.SoundFileError, OSError, TypeError, ValueError) as err:  # TypeError: a headerless .raw file
         if not os.path.exists(path):
             reason = "no such file"
@@ -100,6 +165,11 @@ def open_audio(path: str) -> sf.SoundFile:
         else:
             reason = f"unreadable ({_short(err)})"
         raise BadAudio(path, reason) from err
+    reason = headers.refuse_claim(path, audio)
+    if reason:
+        audio.close()
+        raise BadAudio(path, reason)
+    return audio
 
 
 def quantise(wav: np.ndarray) -> tuple[np.ndarray, float]:
@@ -132,6 +202,24 @@ def _mean_of_channels(wav):
     for channel in range(2, wav.shape[1]):
         total += wav[:, channel]
     return total / np.float32(wav.shape[1])
+
+
+def _peak(wav):
+    """Return the largest absolute value, or NaN if there is one."""
+    return float(np.maximum(wav.max(initial=0.0), -wav.min(initial=0.0)))
+
+
+def _may_cancel(audio):
+    """Return whether `mix_down` may find that the channels of an open file cancel, going by its first samples."""
+    if audio.channels == 1:
+        return False
+    try:
+        audio.seek(0)
+        start = _mean_of_channels(audio.read(PROBED, dtype="float32", always_2d=True))
+    except (sf.SoundFileError, OSError, ValueError):  # decoding tells what is damaged
+        return True
+    share, step = CANCELLED_LOG.get(audio.subtype, CANCELLED), RESOLUTION.get(audio.subtype, RESOLUTION_16)
+    return not _peak(start) > 2 * max(share, step)  # of channels whose peak is at most 2, as lossy ones' may be
 
 
 def _last_frame_reads(audio):

@@ -1,12 +1,12 @@
 """ESC-50 and its subset ESC-10 (Piczak, ACM MM 2015): 2,000 (400) clips of 5 s in 50 (10) classes, in 5 folds.
 
-Reads the published layout, ``meta/esc50.csv`` and ``audio/*``; the file names are those of the metadata, whatever their
-format.
+Reads the published layout, ``meta/esc50.csv`` and ``audio/*``, and that of mirrors, ``esc50.csv`` in the root and
+``audio/audio/*``. The file names are those of the metadata, whatever their format.
 """
 
 import os
 
-from datasets.table import Table, class_names, fold_split, read_metadata, refuse
+from datasets.table import Table, class_names, first_there, fold_split, folder_of, read_metadata, refuse
 from utils.io.errors import InputError
 
 SOURCE = "ESC-50"
@@ -25,15 +25,17 @@ def load(data_folder: str | os.PathLike, esc10_only: bool = False) -> Table:
     InputError
         The folder, the metadata or a column is missing, or a row is malformed.
     """
-    meta = read_metadata(data_folder, "meta/esc50.csv", COLUMNS, integers=("fold", "target"))
-    refuse("meta/esc50.csv", meta, meta["filename"].duplicated(), "a clip that an earlier line has")
+    name = first_there(data_folder, "meta/esc50.csv", "esc50.csv")
+    meta = read_metadata(data_folder, name, COLUMNS, integers=("fold", "target"), flags=("esc10",))
+    refuse(name, meta, meta["filename"].duplicated(), "a clip that an earlier line has")
     if esc10_only:
-        meta = meta[meta["esc10"].astype(str).str.lower() == "true"]
+        meta = meta[meta["esc10"]]
         if meta.empty:
-            raise InputError(f"No row of {data_folder}/meta/esc50.csv is marked esc10: set esc10_only to False.")
-    names = class_names("meta/esc50.csv", meta, "target", "category")
+            raise InputError(f"No row of {data_folder}/{name} is marked esc10: set esc10_only to False.")
+    names = class_names(name, meta, "target", "category")
+    audio = folder_of(data_folder, ("audio/", "audio/audio/", ""), meta["filename"])
     rows = meta.assign(
-        wav_path="audio/" + meta["filename"],
+        wav_path=audio + meta["filename"],
         class_name=meta["target"].map(names),
         split=fold_split(meta["fold"], SPLITS, SOURCE),
     )

@@ -1,6 +1,7 @@
 """Prepare a data set: read its metadata, assign labels and tasks, check every clip, open the samples."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ import pandas as pd
 from datasets.store import AudioStore, LiveAudio, open_store
 from datasets.table import read_dataset
 from datasets.tasks import assign_tasks, resolve_tasks
+from utils.io.errors import InputError
 
-DATA_KEYS = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder", "skip_bad_audio")
+logger = logging.getLogger(__name__)
+
+# The arguments of `prepare`, which are keys of a YAML; those with a default are missing in YAMLs of earlier versions.
+DATA_KEYS = ("dataset", "data_folder", "task_classes", "sample_rate", "store_folder", "skip_bad_audio", "cut_audio")
 
 
 @dataclass
@@ -44,6 +49,35 @@ class Data:
         """Return the rows of "train", "valid" or "test"."""
         return self.rows[self.rows["split"] == name]
 
+    def lacks(self, split: str) -> str:
+        """Say that a split, or some tasks of it, has no clips, and what there is instead; "" if nothing is lacking."""
+        there = set(self.split(split)["task"])
+        without = [str(task) for task in range(self.n_tasks) if task not in there]
+        if not without:
+            return ""
+        where = f" of task{'s' if len(without) > 1 else ''} {', '.join(without)}" if there else ""
+        counts = ", ".join(f"{name} {count}" for name, count in self.rows["split"].value_counts().items())
+        folds = ", ".join(map(str, sorted(self.rows["fold"].unique()))) if "fold" in self.rows else ""
+        folds = f"; the folds there are {folds}" if folds else ""
+        return f"No clip{where} is in the {split} split of {self.source}. The clips there are: {counts}{folds}"
+
+    def check_splits(self, needed: bool):
+        """Say that the valid or test split, or some tasks of it, has no clips, before anything is trained.
+
+        A training that is `needed` to be validated and tested itself can't do without a split at all. One that only
+        hands its encoders to an evaluation, of maybe other data, is warned.
+
+        Raises
+        ------
+        InputError
+        """
+        for split in ("valid", "test"):
+            lacking = self.lacks(split)
+            if lacking and needed and self.split(split).empty:
+                raise InputError(f"{lacking}. Training picks its best epoch on valid and is tested on test.")
+            if lacking:
+                logger.warning("%s. linclf_train.py can't judge encoders on these tasks of it.", lacking)
+
     def task_names(self) -> list[str]:
         """Return the class names of each task, joined: "siren, drill"."""
         by_task = self.rows.drop_duplicates(["task", "label"]).sort_values(["task", "label"]).groupby("task")
@@ -58,6 +92,7 @@ def prepare(
     sample_rate: int,
     store_folder: str | None,
     skip_bad_audio: bool = False,
+    cut_audio: str = "refuse",
 ) -> Data:
     """Read the metadata, check every clip, and open or build the audio store.
 
@@ -73,6 +108,8 @@ def prepare(
         Where stores are kept; None decodes on the fly.
     skip_bad_audio
         Leave out clips that can't be read, instead of stopping.
+    cut_audio
+        "refuse" takes a file that is cut off for one that can't be read, "keep" uses what is there.
 
     Raises
     ------
@@ -84,8 +121,7 @@ def prepare(
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
     tasks = resolve_tasks(rows, classes, task_classes)
     assigned = assign_tasks(rows, classes, tasks)
-    store = open_store(
-        data_folder, list(paths), sample_rate, store_folder, source.lower(), skip_bad_audio=skip_bad_audio
-    )
+    how = {"skip_bad_audio": skip_bad_audio, "cut_audio": cut_audio}
+    store = open_store(data_folder, list(paths), sample_rate, store_folder, source.lower(), **how)
     bad = assigned["wav_path"].isin(list(store.bad))
     return Data(assigned[~bad].reset_index(drop=True), classes, store, tasks, source)

@@ -29,13 +29,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.audio import BadAudio, load_mono, map_files, mono_length, quantise, to_float
-from datasets.store_build import load_or_build, refuse_bad
+from datasets.audio import BadAudio, load_mono, map_files, measure, quantise, to_float
+from datasets.bad_audio import refuse_bad
+from datasets.store_build import load_or_build
 from datasets.store_files import SAMPLE_TYPE, StorePlan, stat_files
 from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+CUT_AUDIO = ("refuse", "keep")
 LIVE_CLIPS_KEPT = 4  # decoded clips that LiveAudio remembers, so that the two views of one clip decode it once
 UNCHECKED, GOOD, DAMAGED = range(3)  # what a run knows of a clip's samples
 
@@ -47,6 +49,7 @@ def open_store(
     store_folder: str | None = "~/.cache/continual-sound",
     name: str = "audio",
     skip_bad_audio: bool = False,
+    cut_audio: str = "refuse",
     progress: bool = True,
 ):
     """Open the audio store of these clips; build it first where there is none, or where it is stale or damaged.
@@ -66,6 +69,9 @@ def open_store(
         How the name of the store's folder begins: the data set.
     skip_bad_audio
         Go on without missing, unreadable, empty and non-finite clips, and log how many there are.
+    cut_audio
+        What to do with a file that holds fewer samples than its header says, or an Ogg stream without its end: "refuse"
+        takes it for a bad clip, "keep" uses what is there, and logs how many there are.
     progress
         Show a progress bar if stderr is a terminal.
 
@@ -77,9 +83,12 @@ def open_store(
     Raises
     ------
     InputError
-        `data_folder` is missing; clips are bad (all are listed), or none is good; `store_folder` can't be written, has
-        no room, or holds a store of another rate or format.
+        `cut_audio` is unknown; `data_folder` is missing; clips are bad (up to 20 are named), or none is good;
+        `store_folder` can't be written, has no room, or holds a store of another rate or format.
     """
+    if cut_audio not in CUT_AUDIO:
+        raise InputError(f"cut_audio is {cut_audio!r}: choose one of {', '.join(CUT_AUDIO)}.")
+    keep_cut = cut_audio == "keep"
     data_folder = os.path.realpath(os.path.expanduser(data_folder))
     if not os.path.isdir(data_folder):
         raise InputError(f"data_folder={data_folder} is not a folder: set it to where the dataset is")
@@ -87,14 +96,25 @@ def open_store(
     if not paths:
         raise InputError(f"No clips to read from data_folder={data_folder}: the list of audio files is empty")
     if store_folder is None:
-        clips = LiveAudio(data_folder, paths, sample_rate, progress)
+        clips = LiveAudio(data_folder, paths, sample_rate, keep_cut, progress)
     else:
         plan = StorePlan.make(data_folder, paths, sample_rate, os.path.expanduser(store_folder), name)
-        clips = AudioStore(plan, paths, load_or_build(plan, skip_bad_audio, progress))
-    refuse_bad(clips.bad, len(set(paths)), skip_bad_audio)
-    if clips.bad:
-        logger.warning("%d of %d clips cannot be used and are skipped", len(clips.bad), len(set(paths)))
+        clips = AudioStore(plan, paths, load_or_build(plan, skip_bad_audio, keep_cut, progress), keep_cut)
+    refuse_bad(clips.bad, len(set(paths)), skip_bad_audio, data_folder)
+    _warn(clips, len(set(paths)))
     return clips
+
+
+def _warn(clips, total):
+    """Log what is not as it should be with clips that are used or left out, in one line a kind."""
+    if clips.bad:
+        logger.warning("%d of %d clips cannot be used and are skipped", len(clips.bad), total)
+    for path, reason in list(clips.cut.items())[:1]:
+        logger.warning("%d of %d clips are not whole and are used as they are, such as %s (%s)",
+                       len(clips.cut), total, path, reason)  # fmt: skip
+    if clips.cancelled:
+        logger.warning("%d of %d clips have channels that cancel when they are averaged, such as %s: their louder "
+                       "channel is used", len(clips.cancelled), total, clips.cancelled[0])  # fmt: skip
 
 
 class Clips:
@@ -110,6 +130,10 @@ class Clips:
         int64 [c], samples at `sample_rate`; 0 for a bad clip.
     bad : dict
         Path -> reason, of the clips that can't be used.
+    cut : dict
+        Path -> what is missing, of the clips that are used though their files are cut off.
+    cancelled : list of str
+        Paths of the clips whose channels cancel when they are averaged, so that the louder one is used.
     sample_rate : int
         In Hz.
     ids : np.ndarray
@@ -122,9 +146,11 @@ class Clips:
         float32 [c], the largest amplitude of the mono clip before it was scaled; 0 for a silent or a bad clip.
     """
 
-    def __init__(self, data_folder, paths, lengths, bad, sample_rate):
-        self.data_folder, self.paths, self.lengths = data_folder, paths, lengths
-        self.bad, self.sample_rate = bad, sample_rate
+    def __init__(self, data_folder, paths, lengths, sample_rate, bad, cut, cancelled, keep_cut):
+        self.data_folder, self.paths, self.sample_rate = data_folder, paths, sample_rate
+        self.bad, self.cut = (bad, cut) if keep_cut else (bad | cut, {})
+        self.lengths = np.where([path in self.bad for path in paths], 0, lengths)
+        self.cancelled = [path for path in cancelled if path not in self.bad]
 
     def __len__(self):
         return len(self.paths)
@@ -165,12 +191,14 @@ class AudioStore(Clips):
 
     kind = "stored"
 
-    def __init__(self, plan, paths, index):
+    def __init__(self, plan, paths, index, keep_cut):
         row_of = {path: row for row, path in enumerate(plan.paths)}
         rows = np.array([row_of[path] for path in paths], dtype=np.int64)  # clip -> row of the index
-        bad = {plan.paths[row]: str(reason) for row, reason in zip(index["bad"], index["reasons"], strict=True)}
-        super().__init__(plan.data_folder, paths, index["lengths"][rows], bad, plan.sample_rate)
-        self.peaks, self.crc32, self.offsets = (index[key][rows] for key in ("peaks", "crc32", "offsets"))
+        bad, cut = plan.named(index["bad"], index["reasons"]), plan.named(index["cut"], index["cut_reasons"])
+        cancelled = [plan.paths[row] for row in index["cancelled"]]
+        lengths, self.crc32, self.offsets = (index[key][rows] for key in ("lengths", "crc32", "offsets"))
+        super().__init__(plan.data_folder, paths, lengths, plan.sample_rate, bad, cut, cancelled, keep_cut)
+        self.peaks = np.where(self.lengths > 0, index["peaks"][rows], np.float32(0))
         self.folder, self.samples_path, self.manifest_path = plan.folder, plan.samples_path, plan.manifest_path
         self._decoded = {}  # clip -> int16 [n], of clips that are damaged in the store
         self._open()  # at once, so that the samples stay readable even if a later build unlinks the file
@@ -234,23 +262,23 @@ class AudioStore(Clips):
 class LiveAudio(Clips):
     """The same clips with the same samples, decoded when they are read.
 
-    Opening reads the length of every clip from its header where that can be trusted (see `datasets.audio.mono_length`).
+    Opening reads the length of every clip from its header where that can be trusted (see `datasets.audio.measure`).
     So damage in the middle of a file, which a store's build finds, is an error here when the clip is read. `peaks`
     decodes every clip when first asked for.
     """
 
     kind = "live"
 
-    def __init__(self, data_folder, paths, sample_rate, progress=True):
+    def __init__(self, data_folder, paths, sample_rate, keep_cut, progress=True):
         self.files = [os.path.join(data_folder, path) for path in paths]
         self._sizes, self._mtimes = stat_files(self.files)
-        lengths, bad = np.zeros(len(paths), dtype=np.int64), {}
-        measure = functools.partial(_length_of, sample_rate=sample_rate)
-        for clip, (length, reason) in enumerate(map_files(measure, self.files, "checking audio", progress)):
-            lengths[clip] = length
-            if reason:
-                bad[paths[clip]] = reason
-        super().__init__(data_folder, paths, lengths, bad, sample_rate)
+        measured = functools.partial(measure, sample_rate=sample_rate)
+        found = dict(zip(paths, map_files(measured, self.files, "checking audio", progress), strict=True))
+        lengths = np.array([found[path].length for path in paths], dtype=np.int64)
+        bad = {path: clip.bad for path, clip in found.items() if clip.bad}
+        cut = {path: clip.cut for path, clip in found.items() if clip.cut}
+        cancelled = [path for path, clip in found.items() if clip.cancelled]
+        super().__init__(data_folder, paths, lengths, sample_rate, bad, cut, cancelled, keep_cut)
         self._recent = collections.OrderedDict()  # clip -> (int16 [n], peak), the latest last
 
     @functools.cached_property
@@ -289,10 +317,3 @@ class LiveAudio(Clips):
     def __getstate__(self):
         return {**self.__dict__, "_recent": collections.OrderedDict()}
 
-
-def _length_of(path, sample_rate):
-    """Return (length, "") for a good clip, (0, reason) for a bad one."""
-    try:
-        return mono_length(path, sample_rate), ""
-    except BadAudio as error:
-        return 0, error.reason

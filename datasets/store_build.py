@@ -14,12 +14,14 @@ import shutil
 import time
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import numpy as np
 
-from datasets.audio import BadAudio, load_mono, map_files, open_audio, quantise, resampled_length
-from datasets.store_files import FORMAT_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
+from datasets.audio import BadAudio, decode, map_files, open_audio, quantise, resampled_length
+from datasets.bad_audio import refuse_bad
+from datasets.store_files import FORMAT_VERSION, INDEX_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
 from utils.io.errors import InputError
 from utils.io.files import atomic_file, write_atomically, write_json
 
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 CLIPS_MEASURED = 256  # headers that are read to estimate the size of a store before it is built
 
 
-def load_or_build(plan: StorePlan, skip_bad_audio: bool, progress: bool) -> dict[str, np.ndarray]:
+def load_or_build(plan: StorePlan, skip_bad_audio: bool, keep_cut: bool, progress: bool) -> dict[str, np.ndarray]:
     """Return the index of the plan's store; build the store first where there is none, or where it can't be used."""
     with contextlib.suppress(UnusableStore):
         return load_index(plan)  # without the lock: a finished store may be on a disk that can't be written
@@ -47,29 +49,18 @@ def load_or_build(plan: StorePlan, skip_bad_audio: bool, progress: bool) -> dict
     except UnusableStore as error:
         if error.level:
             logger.log(error.level, "Audio store %s: %s; building it again", plan.folder, error)
-        return _build(plan, skip_bad_audio, progress)
+        return _build(plan, skip_bad_audio, keep_cut, progress)
     finally:
         lock.release()
 
 
-def refuse_bad(bad: dict[str, str], total: int, skip_bad_audio: bool):
-    """Raise an InputError that lists the bad clips (path -> reason), unless they may be skipped and others remain."""
-    if len(bad) == total:
-        hint = f"is the data folder right? All {total} clips cannot be used"
-    elif bad and not skip_bad_audio:
-        hint = f"{len(bad)} of {total} clips cannot be used: mend them, or go on without them by --skip_bad_audio=True"
-    else:
-        return
-    raise InputError("\n".join([hint, *(f"  {path}: {reason}" for path, reason in bad.items())]))
-
-
-def _build(plan, skip_bad_audio, progress):
+def _build(plan, skip_bad_audio, keep_cut, progress):
     """Write a store, the caller holding its lock, and return its index."""
     started = time.monotonic()
     try:
         _sweep(plan.folder, ".*.tmp", ".writing-*")  # of a killed build; of one by an earlier version
         _check_room(plan)
-        index = _write_files(plan, skip_bad_audio, progress)
+        index = _write_files(plan, skip_bad_audio, keep_cut, progress)
     except OSError as error:
         raise _cannot_write(plan, error) from error
     _sweep(plan.folder, "samples-*", "index-*", keep=(plan.samples_path, plan.index_path))
@@ -79,11 +70,12 @@ def _build(plan, skip_bad_audio, progress):
     return index
 
 
-def _write_files(plan, skip_bad_audio, progress):
+def _write_files(plan, skip_bad_audio, keep_cut, progress):
     with atomic_file(plan.samples_path) as file:
         index = _write_samples(plan, file, progress)
-        bad = {plan.paths[row]: str(reason) for row, reason in zip(index["bad"], index["reasons"], strict=True)}
-        refuse_bad(bad, len(plan.paths), skip_bad_audio)
+        bad = plan.named(index["bad"], index["reasons"])
+        bad |= {} if keep_cut else plan.named(index["cut"], index["cut_reasons"])
+        refuse_bad(bad, len(plan.paths), skip_bad_audio, plan.data_folder)
         Path(plan.manifest_path).unlink(missing_ok=True)  # else it would vouch for one old and one new file
     packed = io.BytesIO()
     np.savez(packed, **index)
@@ -91,6 +83,7 @@ def _write_files(plan, skip_bad_audio, progress):
         write_atomically(plan.index_path, packed.getbuffer())
         manifest = {
             "format_version": FORMAT_VERSION,
+            "index_version": INDEX_VERSION,
             "sample_rate": plan.sample_rate,
             "clips": len(plan.paths),
             "fingerprint": plan.fingerprint,
@@ -112,15 +105,19 @@ def _write_samples(plan, file, progress):
     rows = len(plan.paths)
     lengths, crc32 = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.uint32)
     peaks = np.zeros(rows, dtype=np.float32)
-    bad = {}
-    decode = functools.partial(_decode, sample_rate=plan.sample_rate)
-    with contextlib.closing(map_files(decode, plan.files, "audio store", progress)) as decoded:
-        for row, (samples, peak, crc, reason) in enumerate(decoded):
-            if reason:
-                bad[row] = reason
+    bad, cut, cancelled = {}, {}, []
+    decoder = functools.partial(_decode, sample_rate=plan.sample_rate)
+    with contextlib.closing(map_files(decoder, plan.files, "audio store", progress)) as clips:
+        for row, clip in enumerate(clips):
+            if clip.bad:
+                bad[row] = clip.bad
                 continue
-            file.write(samples.astype(SAMPLE_TYPE, copy=False))
-            lengths[row], peaks[row], crc32[row] = len(samples), peak, crc
+            file.write(clip.samples.astype(SAMPLE_TYPE, copy=False))
+            lengths[row], peaks[row], crc32[row] = len(clip.samples), clip.peak, clip.crc32
+            if clip.cut:
+                cut[row] = clip.cut
+            if clip.cancelled:
+                cancelled.append(row)
     return {
         "fingerprint": np.array(plan.fingerprint),
         "offsets": np.cumsum(lengths) - lengths,
@@ -131,16 +128,30 @@ def _write_samples(plan, file, progress):
         "mtimes": plan.mtimes,
         "bad": np.array(list(bad), dtype=np.int64),
         "reasons": np.array(list(bad.values()), dtype=str),
+        "cut": np.array(list(cut), dtype=np.int64),
+        "cut_reasons": np.array(list(cut.values()), dtype=str),
+        "cancelled": np.array(cancelled, dtype=np.int64),
     }
 
 
+class _Clip(NamedTuple):
+    """What the store keeps of a clip; `bad` says why it keeps nothing."""
+
+    samples: np.ndarray | None = None  # int16 [n]
+    peak: float = 0.0
+    crc32: int = 0
+    cut: str = ""
+    cancelled: bool = False
+    bad: str = ""
+
+
 def _decode(path, sample_rate):
-    """Return (int16 [n], peak, CRC-32, "") for a good clip, (None, 0.0, 0, reason) for a bad one."""
     try:
-        samples, peak = quantise(load_mono(path, sample_rate))
-        return samples, peak, zlib.crc32(samples), ""
+        decoded = decode(path, sample_rate)
     except BadAudio as error:
-        return None, 0.0, 0, error.reason
+        return _Clip(bad=error.reason)
+    samples, peak = quantise(decoded.samples)
+    return _Clip(samples, peak, zlib.crc32(samples), decoded.cut, decoded.cancelled)
 
 
 def _sweep(folder, *patterns, keep=()):

@@ -2,7 +2,8 @@
 
     <store_folder>/<name>-<rate>Hz-<hash of data folder, rate and paths>/
         samples-<fingerprint>.int16   one clip after the other, little-endian
-        index-<fingerprint>.npz       offsets, lengths, peaks, crc32; sizes and mtimes of the sources; bad, reasons
+        index-<fingerprint>.npz       offsets, lengths, peaks, crc32; sizes and mtimes of the sources; the rows that are
+                                      bad, are cut off (but stored), or whose channels cancel
         store.json                    size of the samples, CRC-32 of the index; written last: no store without it
 
 The fingerprint covers the size and the modification time of every source file, so that a changed file is noticed.
@@ -25,7 +26,9 @@ from utils.io.files import read_json
 
 FORMAT_VERSION = 1
 SAMPLE_TYPE = np.dtype("<i2")
-INDEX_KEYS = ("fingerprint", "offsets", "lengths", "peaks", "crc32", "sizes", "mtimes", "bad", "reasons")
+INDEX_VERSION = 2  # 2: looks for files that are cut off and for channels that cancel
+INDEX_KEYS = ("fingerprint", "offsets", "lengths", "peaks", "crc32", "sizes", "mtimes", "bad", "reasons", "cut",
+              "cut_reasons", "cancelled")  # fmt: skip
 
 
 @dataclass
@@ -53,6 +56,10 @@ class StorePlan:
     @property
     def files(self) -> list[str]:
         return [os.path.join(self.data_folder, path) for path in self.paths]
+
+    def named(self, rows: np.ndarray, reasons: np.ndarray) -> dict[str, str]:
+        """Return the paths of rows of an index, with their reasons."""
+        return {self.paths[row]: str(reason) for row, reason in zip(rows, reasons, strict=True)}
 
     @property
     def samples_path(self) -> str:
@@ -106,6 +113,8 @@ def load_index(plan: StorePlan) -> dict[str, np.ndarray]:
     manifest = _load_manifest(plan)
     if manifest.get("fingerprint") != plan.fingerprint:
         raise UnusableStore(_what_changed(plan, manifest), logging.INFO)
+    if manifest.get("index_version") != INDEX_VERSION:
+        raise UnusableStore("an earlier version built it, which looked for less that is wrong with clips", logging.INFO)
     expected = manifest.get("samples_bytes")
     try:
         found = os.path.getsize(plan.samples_path)
@@ -158,17 +167,21 @@ def _read_index(path, crc32=None):
 
 def _is_sound(index):
     """Return whether the arrays of an index have the types and sizes that a build writes."""
-    shape, bad = index["lengths"].shape, index["bad"]
+    shape = index["lengths"].shape
     kinds = dict.fromkeys(("offsets", "lengths", "sizes", "mtimes"), np.int64)
     kinds |= {"peaks": np.float32, "crc32": np.uint32}
     return (
         len(shape) == 1
         and all(index[key].shape == shape and index[key].dtype == kind for key, kind in kinds.items())
         and (index["lengths"] >= 0).all()
-        and bad.dtype == np.int64
-        and bad.shape == index["reasons"].shape
-        and ((bad >= 0) & (bad < shape[0])).all()
+        and index["bad"].shape == index["reasons"].shape
+        and index["cut"].shape == index["cut_reasons"].shape
+        and all(_are_rows(index[key], shape[0]) for key in ("bad", "cut", "cancelled"))
     )
+
+
+def _are_rows(numbers, n_rows):
+    return numbers.dtype == np.int64 and numbers.ndim == 1 and bool(((numbers >= 0) & (numbers < n_rows)).all())
 
 
 def _what_changed(plan, manifest):

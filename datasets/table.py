@@ -1,5 +1,6 @@
 """The table of clips that a data set's `load` returns, and what the readers of published metadata share."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -15,6 +16,10 @@ from utils.io.errors import InputError
 SPLITS = ("train", "valid", "test")
 # A path that leaves the data folder is known by its text alone: folders and files of a data set may be links.
 LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
+# What archivers, file managers and network drives leave in a folder, beside hidden files.
+CLUTTER = {"__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "thumbs.db",
+           "desktop.ini", "system volume information"}  # fmt: skip
+FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -56,17 +61,35 @@ def read_dataset(load: Callable, data_folder: str | os.PathLike) -> Table:
     return Table(rows, list(classes), *source)
 
 
+def first_there(data_folder: str | os.PathLike, *names: str) -> str:
+    """Return the first of these names that is there below the data folder, or else the first of all."""
+    return next((name for name in names if os.path.exists(os.path.join(data_folder, name))), names[0])
+
+
+def folder_of(data_folder: str | os.PathLike, places: Sequence[str], names: Iterable[str]) -> str:
+    """Return which of the places holds files or folders of these names, or else the first place.
+
+    A place is the beginning of a path below the data folder: "audio/", or "" for the data folder itself.
+    """
+    found = first_there(data_folder, *(place + name for name in names for place in places))
+    return next(place for place in sorted(places, key=len, reverse=True) if found.startswith(place))
+
+
 def read_metadata(
     data_folder: str | os.PathLike,
     name: str,
     columns: Sequence[str],
     integers: Collection[str] = (),
+    flags: Collection[str] = (),
     sep: str = ",",
     header: bool = True,
     hint: str = "",
     plain: bool = True,
 ) -> pd.DataFrame:
-    """Read a metadata file and check what every later step relies on. Cells are text, those of `integers` int.
+    """Read a metadata file and check what every later step relies on.
+
+    Cells are text without space around it, those of `integers` int, those of `flags` bool. Rows without any text are
+    left out; the index has the place of each row in the file.
 
     Parameters
     ----------
@@ -75,7 +98,9 @@ def read_metadata(
     columns
         Columns that must be there, without an empty cell. The first names the audio file.
     integers
-        The columns that hold whole numbers.
+        The columns that hold whole numbers; 2.0, as some spreadsheets write it, is one.
+    flags
+        The columns that hold one of `FLAGS`, in any case.
     header
         Whether the first line names the columns; if it doesn't, `columns` are all columns in order.
     hint
@@ -86,27 +111,34 @@ def read_metadata(
     Raises
     ------
     InputError
-        The folder, the file or a column is missing; there are no rows; a cell is empty, no whole number or has a
-        control character; or a file name leaves the folder.
+        The folder, the file or a column is missing; there are no rows; a cell is empty, has a control character, or is
+        not of its column's kind; or a file name leaves the folder.
     """
     path = os.path.join(data_folder, name)
     if not os.path.isfile(path):
         found = listing(data_folder)
+        near = next((place for place in _one_level_off(data_folder) if os.path.isfile(os.path.join(place, name))), None)
+        hint = hint if near is None else f"{os.path.join(near, name)} exists: set data_folder to {near}."
         raise InputError(f"{name} is not in data_folder {data_folder}: expected {path}; found {found}. {hint}".strip())
     meta = _read_table(path, sep, None if header else list(columns))
     missing = [c for c in columns if c not in meta.columns]
     if missing:
-        found = ", ".join(" ".join(str(column).split()) for column in meta.columns)
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {_cut(found)}.")
+        found = _cut(", ".join(" ".join(column.split()) for column in meta.columns))
+        other = _other_separator(meta, missing, sep)
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {found}.{other}")
     if meta.empty:
         raise InputError(f"{path} has no rows.")
     for column in columns:
-        refuse(path, meta, meta[column].str.strip() == "", f"no {column}", header)
+        refuse(path, meta, meta[column] == "", f"no {column}", header)
         refuse(path, meta, meta[column].str.contains(CONTROL), f"a {column} with a control character", header)
     for column in integers:
-        no_number = ~meta[column].str.fullmatch(r"\s*\d{1,9}\s*")
+        no_number = ~meta[column].str.fullmatch(r"\d{1,9}(\.0*)?")
         refuse(path, meta, no_number, f"a {column} that is no whole number", header)
-        meta[column] = meta[column].astype(int)
+        meta[column] = meta[column].str.partition(".")[0].astype(int)
+    for column in flags:
+        values = meta[column].str.lower().map(FLAGS)
+        refuse(path, meta, values.isna(), f"a {column} that is neither True nor False", header)
+        meta[column] = values.astype(bool)
     names = meta[columns[0]]
     refuse(path, meta, names.str.contains(LEAVES), f"a {columns[0]} that leaves the data folder", header)
     if plain:
@@ -115,15 +147,35 @@ def read_metadata(
 
 
 def _read_table(path, sep, names):
-    """Read all cells as text; `names` are the columns of a file without a header."""
+    """Read all cells as text, without space around it; `names` are the columns of a file without a header."""
     kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
     try:
         meta = pd.read_csv(path, sep=sep, header=None if names else 0, names=names, **kinds)
     except (ValueError, OSError) as error:  # ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
-    if not isinstance(meta.index, pd.RangeIndex):  # then pandas has taken the first cells for row names
-        raise InputError(f"{path} has more cells in a row than column names.")
-    return meta.fillna("")  # the cells that a short row lacks
+    if not isinstance(meta.index, pd.RangeIndex):  # rows longer than the header: pandas takes the first cells for names
+        cells, columns = meta.reset_index(), meta.columns
+        if (cells.iloc[:, len(columns) :].fillna("") != "").any(axis=None):
+            raise InputError(f"{path} has more cells in a row than column names.")
+        meta = cells.iloc[:, : len(columns)].set_axis(columns, axis=1)  # spreadsheets end rows in empty cells
+    meta = meta.fillna("")  # the cells that a short row lacks
+    meta = meta.apply(lambda column: column.str.strip()).rename(columns=lambda name: str(name).strip())
+    return meta[(meta != "").any(axis=1)]
+
+
+def _one_level_off(folder):
+    """Yield the folders in a folder, and the one above it."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        yield from sorted(entry.path for entry in entries if not is_clutter(entry.name) and entry.is_dir())
+    yield os.path.dirname(os.path.realpath(folder))
+
+
+def _other_separator(meta, missing, sep):
+    """Say which separator a table has that lacks columns because it was read with another; "" if that isn't why."""
+    names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+    header = sep.join(meta.columns)
+    found = [other for other in names if other != sep and set(missing) <= {n.strip() for n in header.split(other)}]
+    return f" Its columns are separated by {names[found[0]]}: save it with {names[sep]}." if found else ""
 
 
 def _cut(value):
@@ -139,14 +191,19 @@ def refuse(path: str | os.PathLike, meta: pd.DataFrame, bad: pd.Series, what: st
     """
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        line, cells = row + 1 + header, _cut(list(meta.iloc[row]))
+        line, cells = meta.index[row] + 1 + header, _cut(list(meta.iloc[row]))
         raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {cells}")
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether an entry of a folder is hidden, or of an archiver or a network drive: no part of a data set."""
+    return name.startswith(".") or name.lower() in CLUTTER
 
 
 def listing(folder: str | os.PathLike) -> str:
     """Say in a few words what a folder holds."""
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(name for name in os.listdir(folder) if not is_clutter(name))
     except OSError as error:
         return error.strerror.lower()  # "no such file or directory", "permission denied"
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "an empty folder"

@@ -3,6 +3,9 @@
 Ten scenes in ten European cities; fold 1 has 9,185 training clips from 325 locations and 4,185 test clips from 149
 others. Reads the published layout: ``audio/*.wav`` (48 kHz, 24 bit, stereo) and ``evaluation_setup/fold1_*.csv``, from
 the archives ``TAU-urban-acoustic-scenes-2019-development.audio.{1..21}.zip`` and ``.meta.zip`` (Zenodo 2589280).
+
+TAU Urban Acoustic Scenes 2020 Mobile and 2022 Mobile (clips of 1 s) have the same scenes, files and columns, and file
+names that begin alike, so they are read too.
 """
 
 import logging
@@ -30,7 +33,8 @@ SCENES = (
     "tram",
 )  # alphabetical; a scene's place is its label, even where other scenes have no clips
 TEST_FILES = ("fold1_evaluate.csv", "fold1_test.csv")  # the same clips; the second lists no scenes
-NAME = r"^(?:.*/)?(?P<scene>[^-/]+)-(?P<city>[^-/]+)-(?P<location>\d+)-\d+-\w+\.\w+$"
+# audio/<scene>-<city>-<location>-<segment>-<device>.wav; 2022 Mobile has the second of the segment before the device.
+NAME = r"^(?:.*/)?(?P<scene>[^-/]+)-(?P<city>[^-/]+)-(?P<location>\d+)-\d+(?P<second>-\d+)?-\w+\.\w+$"
 VALID_SHARE = 0.1  # of each scene's training locations
 
 
@@ -75,7 +79,8 @@ def load(data_folder: str | os.PathLike, valid_from: str = "train", seed: int = 
     train, valid = VALID_FROM[valid_from](train, test, seed)
     parts = {"train": train, "valid": valid, "test": test}
     rows = pd.concat([part.assign(split=split) for split, part in parts.items()], ignore_index=True)
-    return Table(rows[["wav_path", "class_name", "split", "location"]], list(SCENES), SOURCE)
+    mobile = rows["wav_path"].str.extract(NAME)["second"].notna().any()
+    return Table(rows[["wav_path", "class_name", "split", "location"]], list(SCENES), "TAU22" if mobile else SOURCE)
 
 
 def _read(data_folder, name):

@@ -3,7 +3,9 @@
 Reads two layouts, both with whatever clips are there, because many are gone from the web:
 
     {train,test}/<class>/*.<ext>              also below a folder vgg-sound-16k/
-    vggsound.csv, <id>_<start>.<ext>          the metadata as published, and clips beside it or in audio/
+    vggsound.csv, <id>_<start>.<ext>          the metadata as published, and clips beside it or in folders there
+
+Of the second layout, downloaders' names are read too: <id>_<start>_<end> and <id>, times in s or ms, padded or not.
 
 Labels are those of vgg_labels.csv, so that a class has the same number whichever clips are there.
 """
@@ -15,9 +17,9 @@ import os
 import re
 
 import pandas as pd
-import soundfile
 
-from datasets.table import Table, hold_out, listing, read_metadata, refuse
+from datasets.audio import READABLE
+from datasets.table import Table, hold_out, is_clutter, listing, read_metadata, refuse
 from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ SPLITS = ("train", "test")
 UNLISTED = "extending ladders"  # in some copies of vggsound.csv, but not among the paper's classes: left out
 MORE_THAN = 10  # clips that a class needs in train and in test
 VALID_SHARE = 0.2  # of each class's training clips
-READABLE = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
+TIME = r"(\d+)(?:\.0*)?"
+FILE_NAMES = (re.compile(f"(.+)_{TIME}"), re.compile(f"(.+)_{TIME}_{TIME}"))  # an id may have _ and digits too
+SECONDS = 10  # of a clip
 
 
 def load(data_folder: str | os.PathLike, seed: int = 2022) -> Table:
@@ -54,9 +58,10 @@ def load(data_folder: str | os.PathLike, seed: int = 2022) -> Table:
     classes = class_names()
     below = BELOW + "/" if os.path.isdir(os.path.join(data_folder, BELOW)) else ""
     folder = os.path.normpath(os.path.join(data_folder, below))
-    if all(os.path.isdir(os.path.join(folder, split)) for split in SPLITS):
+    has_csv = os.path.isfile(os.path.join(folder, METADATA))
+    if all(os.path.isdir(os.path.join(folder, split)) for split in SPLITS) and not (has_csv and _is_flat(folder)):
         clips = _from_folders(folder, classes)
-    elif os.path.isfile(os.path.join(folder, METADATA)):
+    elif has_csv:
         clips = _from_csv(folder, classes)
     else:
         raise InputError(
@@ -93,10 +98,10 @@ def _published_names(names, classes, where):
 
 
 def _entries(folder):
-    """List the names in a folder, sorted, without hidden ones."""
+    """List the names in a folder, sorted, without clutter."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if not is_clutter(entry.name))
     except OSError as error:
         raise InputError(f"Can't read the folder {folder} ({error.strerror}).") from error
 
@@ -111,13 +116,21 @@ def _audio(folder):
     return files
 
 
+def _folders(folder):
+    return [name for name in _entries(folder) if os.path.isdir(os.path.join(folder, name))]
+
+
+def _is_flat(folder):
+    """Return whether train/ and test/ have no folders of classes in them, but the clips that vggsound.csv lists."""
+    return not any(_folders(os.path.join(folder, split)) for split in SPLITS)
+
+
 def _from_folders(folder, classes):
     """Read the clips of ``{train,test}/<class>/*``: `clip_id`, `wav_path` (below the folder), `class_name`, `split`."""
     clips = []
     for split in SPLITS:
         place = os.path.join(folder, split)
-        names = [name for name in _entries(place) if os.path.isdir(os.path.join(place, name))]
-        for name, class_name in _published_names(names, classes, place).items():
+        for name, class_name in _published_names(_folders(place), classes, place).items():
             files = _audio(os.path.join(place, name))
             clips += [(stem, f"{split}/{name}/{file}", class_name, split) for stem, file in files.items()]
     return pd.DataFrame(clips, columns=["clip_id", "wav_path", "class_name", "split"])
@@ -131,20 +144,53 @@ def _from_csv(folder, classes):
     meta["class_name"] = meta["label"].map(_published_names(meta["label"].unique(), classes, path))
     meta["clip_id"] = meta["youtube_id"] + "_" + meta["start"].map("{:06d}".format)
     files = {}
-    for place in ("audio/", ""):
+    for place in (*(f"{name}/" for name in _folders(folder) if name != "audio"), "audio/", ""):
         if os.path.isdir(os.path.join(folder, place)):
             files |= {stem: place + name for stem, name in _audio(os.path.join(folder, place)).items()}
-    meta["wav_path"] = meta["clip_id"].map(files)
+    meta["wav_path"] = meta["clip_id"].map(_by_clip(files, meta))
     gone = meta["wav_path"].isna()
     if gone.all():
         raise InputError(
-            f"None of the {len(meta)} clips of {path} is there: expected files like {meta['clip_id'][0]}.wav beside it "
-            f"or in audio/; found {listing(folder)}."
+            f"None of the {len(meta)} clips of {path} is there: expected files like {meta['clip_id'].iloc[0]}.wav, or "
+            f"<id>_<start>_<end>.wav or <id>.wav, beside it or in a folder such as audio/; found {listing(folder)}."
         )
     logger.info("%d of %d clips of %s are not there", gone.sum(), len(meta), METADATA)
     # A clip that is listed as a train and as a test clip is a test clip: "test" sorts before "train".
     meta = meta[~gone].sort_values("split", kind="stable").drop_duplicates("clip_id")
     return meta[["clip_id", "wav_path", "class_name", "split"]]
+
+
+def _by_clip(files, meta):
+    """Map each clip of vggsound.csv that is there to its file, given the files by their names without extension."""
+    starts = meta.groupby("youtube_id")["start"].agg(set).to_dict()
+    published = set(meta["clip_id"])
+    found, unclear = {}, 0
+    for stem in sorted(files, key=published.__contains__, reverse=True):  # the published name counts before any other
+        clip = stem if stem in published else _clip_of(stem, starts)
+        unclear += clip == ""
+        found.setdefault(clip, files[stem])
+    if unclear:
+        logger.warning("%d files are named by a video alone that has several clips in %s: left out", unclear, METADATA)
+    return found
+
+
+def _clip_of(stem, starts):
+    """Return the clip, <id>_<start, 6 digits>, that a file's name stands for, given the starts of each video's clips.
+
+    A time is in seconds if such a clip is listed, else in milliseconds. Returns None for a name of something else, ""
+    for a video that has several clips.
+    """
+    if stem in starts:
+        return f"{stem}_{min(starts[stem]):06d}" if len(starts[stem]) == 1 else ""
+    for pattern in FILE_NAMES:
+        match = pattern.fullmatch(stem)
+        if match and match[1] in starts:
+            start, *end = map(int, match.groups()[1:])
+            in_ms = bool(end) and end[0] - start == 1000 * SECONDS
+            for unit in (1000, 1) if in_ms else (1, 1000):
+                if start % unit == 0 and start // unit in starts[match[1]]:
+                    return f"{match[1]}_{start // unit:06d}"
+    return None
 
 
 def _with_enough_clips(clips, classes, folder):

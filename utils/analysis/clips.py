@@ -85,7 +85,7 @@ def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioSt
     rows : pandas.DataFrame
         With `wav_path`.
     hparams : dict
-        Uses `dataset`, `data_folder`, `sample_rate`, `store_folder`, `skip_bad_audio`.
+        Uses `dataset`, `data_folder`, `sample_rate`, `store_folder`, `skip_bad_audio`, `cut_audio`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioSt
         )
     store = open_store(
         hparams["data_folder"], paths, hparams["sample_rate"], hparams["store_folder"], source.lower(),
-        skip_bad_audio=hparams["skip_bad_audio"],
+        skip_bad_audio=hparams["skip_bad_audio"], cut_audio=hparams.get("cut_audio", "refuse"),
     )  # fmt: skip
     good = ~rows["wav_path"].isin(list(store.bad))
     return rows.assign(clip=clips.astype(int))[good].reset_index(drop=True), store

@@ -76,7 +76,7 @@ class Evaluation:
             self.splits = {name: rows.groupby("task").head(most) for name, rows in self.splits.items()}
         for name, rows in self.splits.items():
             if rows.empty:
-                raise InputError(f"No clip of the named classes is in the {name} split.")
+                raise InputError(f"{data.lacks(name)}. An evaluation needs train, valid and test.")
 
     def check(self, folders: list[str]):
         """Refuse what can't be judged, before anything is written. The last encoder's weights stay in the modules.

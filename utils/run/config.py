@@ -123,6 +123,8 @@ def _check_kinds(hparams):
     for name, key in KEYS.items():
         if key.kind == "flag" and not isinstance(hparams.get(name, False), bool):
             raise InputError(f"{name} is {hparams[name]!r}: it must be True or False.")
+        if key.choices and hparams.get(name, key.choices[0]) not in key.choices:
+            raise InputError(f"{name} is {hparams[name]!r}: choose one of {', '.join(key.choices)}.")
         if key.kind == "made" and not callable(hparams.get(name, str)):
             raise InputError(f"{name} is {hparams[name]!r}: it is built by the YAML, edit it there.")
     modules = hparams.get("modules", {})

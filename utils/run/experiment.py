@@ -81,7 +81,7 @@ class Run:
         InputError
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
-        self.data = main_first(prepare)(*(self.hparams[key] for key in DATA_KEYS))
+        self.data = main_first(prepare)(**{key: self.hparams[key] for key in DATA_KEYS if key in self.hparams})
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)

@@ -22,6 +22,8 @@ class Key(NamedTuple):
         Part of what an encoder was trained with and must be judged with.
     loss_weight : bool
         Weight of a loss; of all of them in a YAML one must be above 0.
+    choices : tuple of str
+        The values there are; empty for any.
     before : str or ANY, optional
         The value that a run had whose settings were saved before this key existed.
     """
@@ -31,6 +33,7 @@ class Key(NamedTuple):
     harmless: bool = False
     encoder: bool = False
     loss_weight: bool = False
+    choices: tuple = ()
     before: object = None
 
 
@@ -49,6 +52,7 @@ KEYS = {
     "ckpt_overhead": Key(least=1e-6, harmless=True),
     "extra_logger": Key(harmless=True),
     "skip_bad_audio": Key("flag"),
+    "cut_audio": Key(choices=("refuse", "keep"), before=ANY),
     "accept_changed_data": Key("flag", harmless=True),
     "seed": Key(least=0),
     "max_grad_norm": Key("mixed"),

@@ -61,6 +61,7 @@ def plan_tasks(
     InputError
         A task has fewer clips than a batch, or none to validate on.
     """
+    data.check_splits(needed=validate)
     plan = []
     epochs, most = hparams["number_of_epochs"], None
     if run_opts.debug:
