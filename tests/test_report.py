@@ -1,13 +1,9 @@
 """utils.report over fake evaluation runs, a protocol that a user adds, and the files of utils.results.figures."""
 
-import csv
 import json
-import os
 import re
-import statistics
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +12,7 @@ import pytest
 
 from datasets.prepare import Data
 from datasets.selection import PROTOCOLS, Protocol, full, seen
+from helpers.lab import REPO
 from helpers.pictures import assert_picture, has_colour, pixels, png_size
 from models.encoders import make_encoder
 from models.pann import PANN
@@ -32,7 +29,6 @@ from utils.results.save import save_results
 from utils.results.summary import summarise
 from utils.results.tables import report_panels, to_csv, to_markdown
 
-ROOT = Path(__file__).parents[1]
 NAN = float("nan")
 CONTENT = {
     "protocol": "seen",
@@ -58,29 +54,15 @@ def make_run(folder, protocol, seed=1, acc=0.8, floor=0.6, **changes):
     return folder
 
 
-def only_row(folders):
-    """Column name -> cell."""
-    (cells,) = aggregate(load_runs(folders)).values()
-    return {column.name: cell for column, cell in cells.items()}
-
-
-def markdown(folders):
-    return to_markdown(aggregate(load_runs(folders)))
-
-
-def csv_lines(folders):
-    return list(csv.DictReader(to_csv(aggregate(load_runs(folders))).splitlines()))
-
-
-def markdown_rows(text):
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def groups_of(folders):
+    return aggregate(load_runs(folders))
 
 
 def column_of(folders, name):
-    """What is below a column's title, without the ruler."""
-    header, _, *rows = markdown_rows(markdown(folders))
-    return [row[header.index(name)] for row in rows]
+    """What is below a column's title, without the ruler and the floors' rows."""
+    lines = [line for line in to_markdown(groups_of(folders)).splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [row[header.index(name)] for row in rows[::2]]
 
 
 # The table
@@ -103,7 +85,7 @@ def test_the_report_as_a_reader_sees_it(tmp_path):
     folders.append(make_run(tmp_path / "us8k", "buffer", acc=1, dataset="us8k", method="a | b"))
     folders += [make_run(tmp_path / f"slep{seed}", "subset", seed, 0.05, encoder_tasks=5) for seed in (1, 2, 3)]
     folders.append(make_run(tmp_path / "ecapa", "seen", encoder="ecapa", encoder_tasks=None))
-    text = markdown(folders)
+    text = to_markdown(groups_of(folders))
     assert re.sub("-+", "-", re.sub(" +", " ", text)) == """\
 | Dataset | Encoder | Method | Seeds | LEP | SLEP | Buffer | Full | Forgetting (full) | BWT (full) | Training, min |
 | - | - | - | -: | -: | -: | -: | -: | -: | -: | -: |
@@ -135,18 +117,23 @@ Seeds missing:
 """
     rows = text.partition("\n\n")[0].splitlines()
     assert len({tuple(bar.start() for bar in re.finditer(r" \| ", row)) for row in rows}) == 1  # aligned as plain text
-    header = markdown(folders[:3]).splitlines()[0]
+    header = to_markdown(groups_of(folders[:3])).splitlines()[0]
     assert header.split(" | ")[4:] == ["       LEP", "Training, min |"]  # nothing without a value
 
 
-def test_a_nan_or_null_metric_is_no_value(tmp_path):
-    nan = make_run(tmp_path / "nan", "full", 1, acc=NAN)
-    null = make_run(tmp_path / "null", "full", 2, metrics={"acc": None})
-    good = make_run(tmp_path / "good", "full", 3, acc=0.5, floor=0.25)
-    assert "NaN" in (nan / "metrics.json").read_text() and "null" in (null / "metrics.json").read_text()
-    cells = only_row([nan, null, good])
-    assert (cells["Full"].values, cells["Full"].seeds, cells["Full"].floor) == ([0.5], [3], 0.25)
-    assert cells["BWT (full)"].seeds == [1, 3]
+def test_csv_has_all_digits_and_no_value_for_nan_and_null(tmp_path):
+    make_run(tmp_path / "1", "full", 1, acc=NAN, train_seconds=30)
+    make_run(tmp_path / "2", "full", 2, metrics={"acc": None})
+    make_run(tmp_path / "3", "full", 3, acc=1 / 3, floor=0.25, **COST)
+    make_run(tmp_path / "4", "full", 4, acc=2 / 3, floor=0.5)
+    assert to_csv(groups_of(sorted(tmp_path.iterdir()))).replace("demo,cnn14,supclr ssl 1 sup 0,0", "ROW") == """\
+dataset,encoder,method,offline,column,mean,std,floor,n_seeds,seeds,values
+ROW,Full,0.5,0.23570226039551584,0.375,2,3 4,0.3333333333333333 0.6666666666666666
+ROW,Forgetting (full),0.02,0.0,0.0,3,1 3 4,0.02 0.02 0.02
+ROW,BWT (full),-0.015,0.0,,3,1 3 4,-0.015 -0.015 -0.015
+ROW,train_seconds,60.0,42.42640687119285,,2,1 3,30.0 90.0
+ROW,peak_memory_bytes,1500000000.0,,,1,3,1500000000.0
+"""
 
 
 def test_a_folder_given_twice_counts_once_but_a_seed_twice_is_refused(tmp_path):
@@ -188,23 +175,6 @@ def test_a_test_of_sup_train_is_refused(tmp_path):
     assert "Test of the classifier trained with the encoder: accuracy" in summarise([folder])
 
 
-def test_csv_has_all_digits(tmp_path):
-    folders = [make_run(tmp_path / str(s), "subset", s, acc=acc, **COST) for s, acc in ((1, 1 / 3), (2, 2 / 3))]
-    lines = csv_lines(folders)
-    assert [line["column"] for line in lines] == ["SLEP", "train_seconds", "peak_memory_bytes"]
-    for line in lines:
-        assert (line["n_seeds"], line["seeds"], line["offline"]) == ("2", "1 2", "0")
-        assert (line["dataset"], line["encoder"], line["method"]) == ("demo", "cnn14", "supclr ssl 1 sup 0")
-    slep, seconds, memory = lines
-    assert [float(value) for value in slep["values"].split()] == [1 / 3, 2 / 3]
-    assert float(slep["std"]) == statistics.stdev([1 / 3, 2 / 3]) and float(slep["floor"]) == 0.6
-    assert (float(seconds["mean"]), float(seconds["std"]), seconds["floor"]) == (90.0, 0.0, "")
-    assert float(memory["mean"]) == 1.5e9
-
-
-# The cost of a training
-
-
 @pytest.mark.parametrize(
     ("key", "costs", "title", "texts"),
     [
@@ -218,76 +188,63 @@ def test_csv_has_all_digits(tmp_path):
 )
 def test_one_unit_for_all_and_none_below_one(tmp_path, key, costs, title, texts):
     folders = [make_run(tmp_path / str(cost), "seen", method=str(cost), **{key: cost}) for cost in costs]
-    assert column_of(folders, title)[::2] == texts
-
-
-# Offline training, the ceiling
+    assert column_of(folders, title) == texts
 
 
 @pytest.mark.parametrize("other", [{"dataset": "us8k", "encoder_tasks": 5}, {"method": "other", "encoder_tasks": 1}])
 def test_where_nothing_learns_task_by_task_there_is_no_ceiling(tmp_path, other):
     folders = [make_run(tmp_path / "a", "seen", encoder_tasks=1), make_run(tmp_path / "b", "seen", **other)]
-    assert "offline" not in markdown(folders)
+    assert "offline" not in to_markdown(groups_of(folders))
 
 
 def test_a_method_and_its_offline_training_are_two_rows(tmp_path):
     """Under one name, of one seed: no mean is taken over the two. The figure has the table's numbers."""
     folders = [make_run(tmp_path / str(n), "full", acc=n / 10, encoder_tasks=n, method="sup", **COST) for n in (5, 1)]
-    assert column_of(folders, "Method")[::2] == ["sup", "sup (offline)"]
-    assert column_of(folders, "Full")[::2] == ["50.0", "10.0"]
-    assert [line["offline"] for line in csv_lines(folders)] == ["0"] * 5 + ["1"] * 5
-    panels, ceilings = report_panels(aggregate(load_runs(folders)))
+    assert column_of(folders, "Method") == ["sup", "sup (offline)"] and column_of(folders, "Full") == ["50.0", "10.0"]
+    groups = groups_of(folders)
+    assert [line.split(",")[3] for line in to_csv(groups).splitlines()[1:]] == ["0"] * 5 + ["1"] * 5
+    panels, ceilings = report_panels(groups)
     assert panels.keys() == {"demo, cnn14"} and ceilings == {"sup (offline)"}
-    floors = {"Full, %": 60, "Forgetting (full), %": 0, "BWT (full), %": NAN, "Training, min": NAN,
-              "Peak memory, GB": NAN}  # fmt: skip
     for method, acc in (("sup", 50), ("sup (offline)", 10)):
-        cells = panels["demo, cnn14"][method]
-        assert {name: floor for name, (_, floor) in cells.items()} == pytest.approx(floors, nan_ok=True)
-        assert [value for (value,), _ in cells.values()] == pytest.approx([acc, 2.0, -1.5, 1.5, 1.5])
+        found = {name: (*values, floor) for name, (values, floor) in panels["demo, cnn14"][method].items()}
+        assert found == {
+            "Full, %": pytest.approx((acc, 60)),
+            "Forgetting (full), %": pytest.approx((2, 0)),
+            "BWT (full), %": pytest.approx((-1.5, NAN), nan_ok=True),
+            "Training, min": pytest.approx((1.5, NAN), nan_ok=True),
+            "Peak memory, GB": pytest.approx((1.5, NAN), nan_ok=True),
+        }
     with pytest.raises(InputError, match="both full, sup"):
         load_runs([*folders, make_run(tmp_path / "again", "full", encoder_tasks=1, method="sup")])
 
 
-# What else differs
-
-
-def describe(folder, versions, settings):
-    for name, content in (("versions", versions), ("settings", settings)):
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
 def test_what_else_differs_is_said_in_a_line_each(tmp_path):
     """Data are compared within a data set, an evaluation's settings within a protocol and an encoder; names and places
-    of runs are no difference."""
-    runs = [
-        ("a", "demo", "cnn14", 1, "data 1", "fp32", "80"), ("b", "demo", "cnn14", 2, "data 2", "fp32", "64"),
-        ("c", "us8k", "cnn14", 2, "data 3", "fp32", "80"), ("d", "demo", "ecapa", 2, "data 2", "bf16", "40"),
-    ]  # fmt: skip
-    folders = [
-        describe(
-            make_run(tmp_path / name, "seen", method=name, dataset=dataset, encoder=encoder, train_threads=threads),
-            {"machine": "Linux", "threads": threads, "data": data, "command": [name]},
-            {"n_mels": mels, "precision": precision, "lr": str(threads), "seed": name}
-            | dict.fromkeys(("experiment_name", "ssl_checkpoints_dir", "data_folder"), name),
-        )
-        for name, dataset, encoder, threads, data, precision, mels in runs
-    ]
+    of runs are no difference, nor is what a run has not recorded."""
+    folders = [make_run(tmp_path / "old", "full")]
+    for name, dataset, encoder, protocol, threads, data, precision, mels in (
+        ("a", "demo", "cnn14", "seen", 1, "data 1", "fp32", "80"),
+        ("b", "demo", "cnn14", "seen", 2, "data 2", "fp32", "64"),
+        ("c", "us8k", "cnn14", "seen", 2, "data 3", "fp32", "80"),
+        ("d", "demo", "ecapa", "seen", 2, "data 2", "bf16", "40"),
+        ("e", "demo", "cnn14", "subset", 2, "data 2", "fp32", "40"),
+    ):
+        changes = {"method": name, "dataset": dataset, "encoder": encoder, "train_threads": threads}
+        folders.append(make_run(tmp_path / name, protocol, **changes))
+        versions = {"machine": "Linux", "threads": threads, "data": data, "command": [name]}
+        settings = {"n_mels": mels, "precision": precision, "lr": str(threads), "replay_num_keep": protocol}
+        settings |= dict.fromkeys(("seed", "experiment_name", "ssl_checkpoints_dir", "data_folder"), name)
+        (folders[-1] / "versions.json").write_text(json.dumps(versions))
+        (folders[-1] / "settings.json").write_text(json.dumps(settings))
     assert differences(load_runs(folders)) == [
-        "threads: 1 in a; 2 in 3 runs such as b",
-        "precision: fp32 in 3 runs such as a; bf16 in d",
-        "train_threads: 1 in a; 2 in 3 runs such as b",
-        "data (demo): data 1 in a; data 2 in 2 runs such as b",
+        "threads: 1 in a; 2 in 4 runs such as b",
+        "precision: fp32 in 4 runs such as a; bf16 in d",
+        "train_threads: 1 in a; 2 in 4 runs such as b",
+        "data (demo): data 1 in a; data 2 in 3 runs such as b",
         "lr (demo seen): 1 in a; 2 in 2 runs such as b",
         "n_mels (demo seen, cnn14): 80 in a; 64 in b",
     ]
-    assert differences(load_runs(folders[:1])) == []
-
-
-def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(tmp_path):
-    seen = describe(make_run(tmp_path / "a", "seen"), {"torch": "2.13.0"}, {"replay_num_keep": "all"})
-    subset = describe(make_run(tmp_path / "b", "subset"), {"torch": "2.13.0"}, {"replay_num_keep": "16"})
-    assert differences(load_runs([seen, subset, make_run(tmp_path / "old", "full")])) == []
+    assert differences(load_runs(folders[:2])) == []
 
 
 # Summary and command line
@@ -296,29 +253,45 @@ def test_what_is_not_recorded_is_no_difference_nor_is_another_protocols_setting(
 def test_summary_shows_tables_metrics_floors_and_figures(tmp_path):
     full, seen = make_run(tmp_path / "full", "full"), make_run(tmp_path / "lep", "seen", acc=0.8123, floor=0.6)
     (seen / "accuracy_table.png").touch()
-    lines = summarise([full, seen]).splitlines()
-    assert lines[0] == "demo, cnn14, supclr ssl 1 sup 0, seed 1"
-    start = lines.index("LEP (seen): accuracy in %, rows = encoders, columns = test tasks")
-    assert start < next(k for k, line in enumerate(lines) if line.startswith("Full: accuracy"))
-    assert lines[start + 1 : start + 6] == [
-        "  after    task0   task1",
-        "  task 0    90.0",
-        "  task 1    70.0    90.0",
-        "  ACC 81.2 (floor 60.0)   forgetting +2.0 (floor 0.0)   BWT -1.5 (floor –)",
-        f"  figures in {seen}: accuracy_table.png",
-    ]
-    assert lines[-2:] == [
-        "Under seen, subset and buffer the classifier chooses among more classes at each task: accuracies fall, and",
-        "forgetting rises, even for an encoder that forgets nothing. Full is free of that.",
-    ]
+    assert summarise([full, seen]) == f"""\
+demo, cnn14, supclr ssl 1 sup 0, seed 1
+=======================================
+
+LEP (seen): accuracy in %, rows = encoders, columns = test tasks
+  after    task0   task1
+  task 0    90.0
+  task 1    70.0    90.0
+  ACC 81.2 (floor 60.0)   forgetting +2.0 (floor 0.0)   BWT -1.5 (floor –)
+  figures in {seen}: accuracy_table.png
+
+Full: accuracy in %, rows = encoders, columns = test tasks
+  after    task0   task1
+  task 0    90.0
+  task 1    70.0    90.0
+  ACC 80.0 (floor 60.0)   forgetting +2.0 (floor 0.0)   BWT -1.5 (floor –)
+
+Under seen, subset and buffer the classifier chooses among more classes at each task: accuracies fall, and
+forgetting rises, even for an encoder that forgets nothing. Full is free of that.
+"""
     assert "forgets nothing" not in summarise([full])
 
 
-def test_command_prints_and_writes_the_report(tmp_path):
-    folders = [describe(make_run(tmp_path / str(n), "seen", n), {"torch": f"2.{n}"}, {}) for n in (1, 2)]
-    command = [sys.executable, "-m", "utils.report", *map(str, folders), f"--output={tmp_path / 'report'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+COMMAND = """
+import sys
+from utils.report import main
+assert "matplotlib" not in sys.modules
+code = main(sys.argv[1:])
+assert "matplotlib.pyplot" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_command_prints_and_writes_the_report_and_imports_no_pyplot(tmp_path):
+    folders = [make_run(tmp_path / str(n), "seen", n) for n in (1, 2)]
+    for folder in folders:
+        (folder / "versions.json").write_text(json.dumps({"torch": f"2.{folder.name}"}))
+    command = [sys.executable, "-c", COMMAND, *folders, f"--output={tmp_path / 'report'}"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "report" / "report.md").read_text()
     assert "80.0 ± 0.0" in done.stdout and "- torch: 2.1 in 1; 2.2 in 2" in done.stdout
@@ -341,37 +314,33 @@ def test_command_summarises_and_refuses_in_one_line(tmp_path, capsys):
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1) and message in said.err
     assert not out.exists()
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match="2"):
         main([])
-    assert caught.value.code == 2
 
 
 # A protocol that a user adds
 
 
-def judge(folder, name, correct, encoder="pann_tiny"):
-    """What linclf_train.py leaves after it judged three encoders under a protocol.
+TABLE = np.array([[9, 5, 4], [6, 8, 5], [5, 7, 10]])
 
-    There is a class a task, with 10 test clips each. `correct` has, by encoder and class, how many were recognised; the
-    others were taken for the next class. Random weights get 4 right.
+
+def judge(folder, name, encoder):
+    """Save what three encoders got right under a protocol: `TABLE`, of 10 test clips of each of three tasks' class.
+
+    The others were taken for the next class. Random weights get 4 right.
     """
     rows = pd.DataFrame({"label": [0, 1, 2], "task": [0, 1, 2], "class_name": ["dog", "cat", "owl"]})
-    data = Data(rows, ["dog", "cat", "owl"], None, [[0], [1], [2]], "Pets")
     trained, floor = (
-        [{"confusion": np.diag(row) + np.roll(np.diag(10 - row), 1, axis=1), "seconds": seconds} for row in table]
-        for table, seconds in ((correct, 1), (np.full((1, 3), 4), 2))
+        [{"confusion": np.diag(row) + np.roll(np.diag(10 - row), 1, axis=1), "seconds": seconds} for row in correct]
+        for correct, seconds in ((TABLE, 1), (np.full((1, 3), 4), 2))
     )
-    results = {"trained": trained, "floor": 3 * floor, "n_embedded": 90}
-    modules = {"embedding_model": make_encoder(encoder, 80, 16) if isinstance(encoder, str) else encoder}
-    hparams = {"linclf_train_type": name, "seed": 7, "method": "m", "modules": modules}
     settings = {"dataset": "pets", "task_classes": "[[0], [1], [2]]"}
+    hparams = {"linclf_train_type": name, "seed": 7, "method": "m", "modules": {"embedding_model": encoder}}
+    data = Data(rows, ["dog", "cat", "owl"], None, [[0], [1], [2]], "Pets")
     run = SimpleNamespace(folder=str(folder), hparams=hparams, data=data, settings=settings)
-    folders = [str(folder / "save" / f"task{t}") for t in range(3)]
-    save_results(results, run, settings, folders)
+    results = {"trained": trained, "floor": 3 * floor, "n_embedded": 90}
+    save_results(results, run, settings, [str(folder / "save" / f"task{t}") for t in range(3)])
     return json.loads((folder / "metrics.json").read_text())
-
-
-TABLE = np.array([[9, 5, 4], [6, 8, 5], [5, 7, 10]])
 
 
 @pytest.mark.parametrize("classes_grow", [False, True])
@@ -382,45 +351,39 @@ def test_a_protocol_needs_nothing_but_its_entry(tmp_path, monkeypatch, capsys, c
     mine = Protocol("Mine", rows, rows, PROTOCOLS["full"].test_tasks, True, classes_grow, "mine alone")
     monkeypatch.setitem(PROTOCOLS, "mine", mine)
     run = tmp_path / "mine"
-    record = judge(run, "mine", TABLE)
-    assert (record["protocol"], record["protocol_title"], record["classes_grow"]) == ("mine", "Mine", classes_grow)
-    assert record["metrics"]["acc"] == pytest.approx(2.2 / 3) and record["seconds"] == 3 + 2
+    record = judge(run, "mine", make_encoder("pann_tiny", 80, 16))
+    expected = {"protocol": "mine", "protocol_title": "Mine", "classes_grow": classes_grow, "encoder": "pann_tiny"}
+    assert record.items() >= (expected | {"seconds": 3 + 2}).items()
+    assert record["metrics"]["acc"] == pytest.approx(2.2 / 3)
     assert record["metrics"]["fwt"] == pytest.approx(NAN if classes_grow else 0.1, nan_ok=True)
     assert np.allclose(read_table(run / "accuracy_table.csv")[0], TABLE / 10)
-    report = tmp_path / "report"
-    assert main([str(run), str(make_run(tmp_path / "lep", "seen")), f"--output={report}"]) == 0
+    assert main([str(run), str(make_run(tmp_path / "lep", "seen")), f"--output={tmp_path / 'report'}"]) == 0
     text = capsys.readouterr().out
     assert "(Buffer), all tasks (Full), mine alone (Mine)." in " ".join(text.split())
     assert ("given under Full and Mine only" in text) != classes_grow
-    columns = [line["column"] for line in csv_lines([run])]
+    columns = [line.split(",")[4] for line in to_csv(groups_of([run])).splitlines()[1:]]
     assert columns == ["Mine"] + ([] if classes_grow else ["Forgetting (mine)", "BWT (mine)"])
-    assert_picture(report / "report.png", least=300)
+    assert_picture(tmp_path / "report" / "report.png", least=300)
     assert ("buffer and mine the classifier" in summarise([run])) == classes_grow
     drawn = [tmp_path / name for name in ("table.png", "curve.png")]
     mean = TABLE.mean(axis=1) / 10 if not classes_grow else [0.9, 0.7, 2.2 / 3]
     plot_accuracy_table(TABLE / 10, drawn[0], ["dog", "cat", "owl"], "m on Pets, Mine", classes_grow)
     plot_accuracy_over_tasks(mean, [0.4] * 3, drawn[1], [1 / 3] * 3, "m on Pets, Mine", classes_grow)
-    for name, expected in zip(("accuracy_table.png", "accuracy_over_tasks.png"), drawn, strict=True):
-        assert np.array_equal(pixels(run / name), pixels(expected))
+    for name, picture in zip(("accuracy_table.png", "accuracy_over_tasks.png"), drawn, strict=True):
+        assert np.array_equal(pixels(run / name), pixels(picture))
 
 
 def test_someone_elses_protocol_is_reported_from_what_its_run_records(tmp_path, monkeypatch):
+    """Also an encoder that has no name: it is called what it is."""
     with monkeypatch.context() as patch:
         for name, title in (("copied", "LEP"), ("mine", "Mine")):
             patch.setitem(PROTOCOLS, name, Protocol(title, full, full, PROTOCOLS["full"].test_tasks, False, False))
-            judge(tmp_path / name, name, TABLE)
+            assert judge(tmp_path / name, name, PANN(80, channels=(4, 8)))["encoder"] == "PANN 4-8"
     folders = [tmp_path / "copied", tmp_path / "mine", make_run(tmp_path / "lep", "seen", method="m")]
-    assert [column for column in markdown_rows(markdown(folders))[0] if "mine" in column or "LEP" in column] == [
-        "LEP (seen)", "LEP (copied)", "Forgetting (mine)", "BWT (mine)",
-    ]  # fmt: skip
-    assert "given under Full, copied and mine only" in " ".join(markdown(folders).split())
+    text = " ".join(to_markdown(groups_of(folders)).split())
+    assert "LEP (seen) | LEP (copied) | Mine | Forgetting (copied) | BWT (copied) | Forgetting (mine) |" in text
+    assert "given under Full, copied and mine only" in text
     assert "Mine: accuracy in %" in summarise(folders) and "LEP (copied): accuracy" in summarise(folders)
-
-
-def test_the_encoder_is_called_what_it_is(tmp_path):
-    assert judge(tmp_path / "a", "seen", TABLE, "pann_tiny")["encoder"] == "pann_tiny"
-    assert judge(tmp_path / "b", "seen", TABLE, PANN(80, channels=(4, 8)))["encoder"] == "PANN 4-8"
-    assert column_of([tmp_path / "a", tmp_path / "b"], "Encoder")[::2] == ["pann_tiny", "PANN 4-8"]
 
 
 # Figures
@@ -441,19 +404,16 @@ def test_heat_map_leaves_what_was_not_evaluated_blank(tmp_path):
 @pytest.mark.parametrize(("n_tasks", "chance"), [(1, 0.1), (5, [1 / 2, 1 / 4, 1 / 6, 1 / 8, 1 / 10])])
 def test_curve_with_floor_and_chance(tmp_path, n_tasks, chance):
     curve, floor = np.linspace(0.9, 0.7, n_tasks), np.linspace(0.8, 0.5, n_tasks)
-    path = plot_accuracy_over_tasks(curve, floor, tmp_path / "o.png", chance=chance, classes_grow=True)
-    bare = plot_accuracy_over_tasks(curve, None, tmp_path / "b.png")
-    for picture in (path, bare):
-        assert_picture(picture)
-    assert [has_colour(p, COLOURS[1]).sum() > 20 for p in (path, bare)] == [True, False]  # the floor's
+    for name, beside, options in (("o", floor, {"chance": chance, "classes_grow": True}), ("b", None, {})):
+        path = plot_accuracy_over_tasks(curve, beside, tmp_path / f"{name}.png", **options)
+        assert_picture(path)
+        assert (has_colour(path, COLOURS[1]).sum() > 20) == (beside is not None)  # the floor's
 
 
-@pytest.mark.parametrize("n_classes", [2, 10, 308])
+@pytest.mark.parametrize("n_classes", [2, 308])
 def test_confusion_of_any_size(tmp_path, n_classes):
-    confusion = np.eye(n_classes, dtype=int) * 7
-    confusion[0] = 0
-    names = [f"a rather long class name {k}" for k in range(n_classes)]
-    path = plot_confusion(confusion, names, tmp_path / "c.png")
+    confusion = np.diag([0, *[7] * (n_classes - 1)])
+    path = plot_confusion(confusion, [f"a rather long class name {k}" for k in range(n_classes)], tmp_path / "c.png")
     assert_picture(path)
     assert max(png_size(path)) < 2500
 
@@ -475,12 +435,8 @@ def test_training_curve_takes_a_file_or_a_table(tmp_path):
 
 
 def test_report_figure_grows_with_its_panels(tmp_path):
-    panel = {
-        "a": {"LEP, %": ([80, 90], 50), "Full, %": ([70], NAN)},
-        "b": {"LEP, %": ([], 40), "Training, s": ([3], NAN)},
-    }
-    one = plot_report({"demo": panel}, tmp_path / "1.png")
-    three = plot_report({"demo": panel, "us8k": panel, "esc10": panel}, tmp_path / "3.png")
+    panel = {"a": {"LEP, %": ([80, 90], 50)}, "b": {"LEP, %": ([], 40), "Training, s": ([3], NAN)}}
+    one, three = (plot_report(dict.fromkeys("abc"[:n], panel), tmp_path / f"{n}.png") for n in (1, 3))
     assert_picture(one, least=300)
     assert png_size(three)[0] == png_size(one)[0] and png_size(three)[1] > 1.5 * png_size(one)[1]
 
@@ -507,15 +463,3 @@ def test_report_figure_shows_every_seed_of_every_panel(tmp_path):
         for panels in ({"x": small, "y": large}, {"x": large, "y": small}, {"x": large})
     ]
     assert marks[0] == pytest.approx(marks[1], rel=0.05) and marks[0] > 1.2 * marks[2]
-
-
-def test_figures_leave_no_pyplot_behind(tmp_path):
-    code = f"""
-import sys
-from utils.results.figures.evaluation import plot_accuracy_table
-assert "matplotlib" not in sys.modules
-plot_accuracy_table([[0.5]], {str(tmp_path / "t.png")!r})
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["t.png"]
