@@ -1,8 +1,9 @@
-"""The ECAPA-TDNN encoder (arXiv 2005.07143): SpeechBrain's weights, names and, to rounding, results; time first.
+"""The ECAPA-TDNN encoder (arXiv 2005.07143), with SpeechBrain's weights and names and, to rounding, its results.
 
-SpeechBrain works on [B, C, T] and pads at each of its 40 convolutions, also where they are one frame wide. Here frames
-are the rows of matrices: a convolution is one matrix product, a batch norm runs over rows, and the attention's context,
-which is the same for all frames, is multiplied once a clip.
+SpeechBrain's works on [B, C, T] and pads at each of its 40 convolutions, also where they are one frame wide. Here
+frames are the rows of matrices: a convolution is one matrix product, a batch norm runs over rows, and the attention's
+context, which is the same for all frames of a clip, is multiplied once a clip. On a CPU SpeechBrain's training step
+takes SLOWER times as long.
 Legend: B clips, T frames, F mel bands, C channels, D embedding features.
 """
 
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
-from torch.autograd.function import once_differentiable
 
 
 class ECAPA(ECAPA_TDNN):
@@ -23,7 +23,7 @@ class ECAPA(ECAPA_TDNN):
     emb_dim : int
         D, features of the embedding.
     channels, last : int
-        Of the blocks, and of the layer that joins them.
+        C of the blocks, and of the layer that joins them.
     """
 
     def __init__(self, n_mels, emb_dim, channels, last):
@@ -42,9 +42,9 @@ class ECAPA(ECAPA_TDNN):
         Parameters
         ----------
         features : torch.Tensor
-            [B, T, F], T of 5 or more: the ends are reflected.
+            [B, T, F], T of 5 or more, because the ends are reflected.
         lengths : torch.Tensor, optional
-            [B] relative lengths; frames beyond them count neither in the squeeze nor in the attention.
+            [B] relative lengths. Squeeze and attention leave out the frames after them.
 
         Returns
         -------
@@ -58,7 +58,7 @@ class ECAPA(ECAPA_TDNN):
         """
         n_frames = features.shape[1]
         if lengths is None:
-            lengths = torch.ones(len(features), device=features.device)  # in half precision frames can't be counted
+            lengths = torch.ones(len(features), device=features.device)
         mask = length_to_mask(lengths * n_frames, n_frames, torch.bool, features.device)
         mask = mask.unsqueeze(2)  # [B, T, 1]
         first, *blocks = self.blocks
@@ -72,13 +72,12 @@ class ECAPA(ECAPA_TDNN):
 
 
 def _linear(convolution, x):
-    """A convolution that is one frame wide: [..., C_in] -> [..., C_out]."""
+    """Apply a convolution that is one frame wide: [..., C_in] -> [..., C_out]."""
     return F.linear(x, convolution.conv.weight.squeeze(2), convolution.conv.bias)
 
 
 def _convolve(convolution, x):
-    """A convolution with reflected ends, as a matrix product over each frame's neighbourhood: [B, T, C_in] ->
-    [B, T, C_out]."""
+    """Apply a convolution with reflected ends as one matrix product: [B, T, C_in] -> [B, T, C_out]."""
     if convolution.kernel_size == 1:
         return _linear(convolution, x)
     width, step, n_frames = convolution.kernel_size, convolution.dilation, x.shape[1]
@@ -93,17 +92,17 @@ def _convolve(convolution, x):
 
 
 def _norm(norm, x):
-    """Batch norm over clips and frames, [B, T, C]."""
+    """Apply a batch norm over clips and frames: [B, T, C] -> the same."""
     return norm.norm(x.flatten(0, 1)).view_as(x)
 
 
 def _tdnn(block, x):
-    """SpeechBrain's TDNNBlock: [B, T, C_in] -> [B, T, C_out]."""
+    """Apply SpeechBrain's TDNNBlock: [B, T, C_in] -> [B, T, C_out]."""
     return _norm(block.norm, F.relu(_convolve(block.conv, x)))
 
 
 def _se_res2net(block, x, mask):
-    """SpeechBrain's SERes2NetBlock: [B, T, C] -> the same."""
+    """Apply SpeechBrain's SERes2NetBlock: [B, T, C] -> the same."""
     residual, res2net, squeeze = x, block.res2net_block, block.se_block
     same, *rest = _tdnn(block.tdnn1, x).chunk(res2net.scale, dim=2)
     outputs = [same]
@@ -116,70 +115,30 @@ def _se_res2net(block, x, mask):
 
 
 def _mean(x, mask):
-    """Mean over the frames that count, [B, T, C] and [B, T, 1] -> [B, C]."""
-    scale = 2.0 ** x.shape[1].bit_length()  # exact in all precisions, and the sum no larger than the mean
+    """Average the frames that are not masked: [B, T, C], [B, T, 1] -> [B, C]."""
+    scale = 2.0 ** x.shape[1].bit_length()  # in half precision a sum would overflow; powers of 2 don't round
     count = mask.sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.bmm((mask / scale).mT.to(x.dtype), x).squeeze(1) * (scale / count)
 
 
 def _attentive_statistics(pooling, x, mask):
-    """SpeechBrain's AttentiveStatisticsPooling with global context: [B, T, C], [B, T, 1] -> [B, 2 C]."""
+    """Apply SpeechBrain's AttentiveStatisticsPooling with global context: [B, T, C], [B, T, 1] -> [B, 2 C]."""
     even = x.new_zeros(*mask.shape)
-    context = _statistics(x, even, mask, pooling.eps)  # [B, 2 C], the same for all of a clip's frames
-    weight, channels = pooling.tdnn.conv.conv.weight.squeeze(2), x.shape[2]  # [A, 3 C]: of the frame, of its context
+    context = _statistics(x, even, mask, pooling.eps)  # [B, 2 C]
+    weight, channels = pooling.tdnn.conv.conv.weight.squeeze(2), x.shape[2]  # [A, C of the frame + 2 C of its context]
     of_clip = F.linear(context, weight[:, channels:], pooling.tdnn.conv.conv.bias).unsqueeze(1)
     attention = _norm(pooling.tdnn.norm, F.relu(F.linear(x, weight[:, :channels]) + of_clip))
     return _statistics(x, _linear(pooling.conv, torch.tanh(attention)), mask, pooling.eps)
 
 
 def _statistics(x, logits, mask, eps):
-    """Softmax-weighted mean and deviation over frames: [B, T, C], [B, T, C or 1], [B, T, 1] -> [B, 2 C]."""
-    mean, variance = WeightedMoments.apply(x, logits, mask)
-    return torch.cat([mean, variance.clamp(min=eps).sqrt()], dim=1)
+    """Compute the softmax-weighted mean and deviation over frames, in single precision or better.
 
-
-class WeightedMoments(torch.autograd.Function):
-    """Mean and variance over frames with softmax weights, in single precision or better.
-
-    Autograd would go through a dozen arrays of the size of `x`. With weights w that sum to 1 and c = x - mean, the
-    gradients are short; and a CPU takes a few clips at a time, whose arrays stay in its cache.
+    [B, T, C], [B, T, C or 1], booleans [B, T, 1] -> [B, 2 C]
     """
-
-    @staticmethod
-    def forward(ctx, x, logits, mask):
-        """[B, T, C], [B, T, C or 1], booleans [B, T, 1] -> two of [B, C]."""
-        dtype, moments = torch.promote_types(x.dtype, torch.float32), []
-        ctx.dtypes, ctx.clips = (x.dtype, logits.dtype), _clips_in_cache(x)
-        for part, logit, hidden in zip(*(t.split(ctx.clips) for t in (x, logits, ~mask)), strict=True):
-            exact = part.to(dtype)
-            weight = logit.to(dtype).masked_fill(hidden, float("-inf")).softmax(dim=1)
-            mean = (weight * exact).sum(dim=1, keepdim=True)
-            centred = exact - mean
-            variance = (weight * centred).mul_(centred).sum(dim=1, keepdim=True)
-            moments.append((mean, variance, weight, centred))
-        means, variances, weights, centreds = zip(*moments, strict=True)
-        variances = torch.cat(variances)
-        ctx.save_for_backward(variances, *weights, *centreds)
-        return torch.cat(means).squeeze(1), variances.squeeze(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, to_mean, to_variance):
-        """w (g_mean + 2 g_var c) for x, w (c (g_mean + g_var c) - g_var var) for the logits."""
-        variances, *parts = ctx.saved_tensors
-        vectors = (t.split(ctx.clips) for t in (to_mean.unsqueeze(1), to_variance.unsqueeze(1), variances))
-        to_x, to_logits = [], []
-        weights, centreds = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-        for of_mean, of_variance, variance, weight, centred in zip(*vectors, weights, centreds, strict=True):
-            slope = torch.addcmul(of_mean, of_variance, centred)
-            if ctx.needs_input_grad[1]:
-                to_logits.append((slope * centred).sub_(of_variance * variance).mul_(weight).to(ctx.dtypes[1]))
-            to_x.append(slope.addcmul_(of_variance, centred).mul_(weight).to(ctx.dtypes[0]))
-        return torch.cat(to_x), torch.cat(to_logits) if to_logits else None, None
-
-
-def _clips_in_cache(x):
-    """How many of the clips of [B, T, C] to work on at once: all on a GPU, or in a compiled graph."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return max(1, len(x))
-    return max(1, 2**19 // x.shape[1:].numel())
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    weight = logits.to(x.dtype).masked_fill(~mask, float("-inf")).softmax(dim=1)
+    mean = (weight * x).sum(dim=1, keepdim=True)
+    centred = x - mean
+    variance = (weight * centred * centred).sum(dim=1)
+    return torch.cat([mean.squeeze(1), variance.clamp(min=eps).sqrt()], dim=1)

@@ -46,7 +46,7 @@ LARGE = """
 import resource
 
 import torch
-from utils.benchmark import own_memory
+from utils.benchmark.runs import own_memory
 from utils.run.hardware import give_back_freed_memory, keep_freed_memory
 
 keep_freed_memory()
