@@ -219,7 +219,8 @@ def test_sup_tests_each_tasks_classifier(trained, us8k_rows):
 
 def test_offline_training_is_one_tuple(lab, tmp_path):
     every = "[" + str(tuple(itertools.chain(*US8K_TASKS))) + "]"
-    folder, _ = lab.train(tmp_path / "out", f"--task_classes={every}", "--number_of_epochs=1", "--warmup_epochs=0", kind="sup")
+    short = ("--number_of_epochs=1", "--warmup_epochs=0")
+    folder, _ = lab.train(tmp_path / "out", f"--task_classes={every}", *short, kind="sup")
     assert read_evaluation(folder)[0].shape == (1, 1)
     assert len(pd.read_csv(folder / "per_class_accuracy.csv").dropna()) == 10
     judged, _ = lab.judge(tmp_path / "lin", folder, "--linclf_train_type=full", *DEBUG)
