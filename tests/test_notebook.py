@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 import warnings
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -20,6 +19,7 @@ from scipy.stats import ortho_group
 from sklearn.neighbors import KNeighborsClassifier
 
 from datasets import us8k
+from helpers.lab import REPO, edited
 from linclf_train import LinearProbe
 from models.embed import embed
 from utils.analysis.clips import COLUMNS, choose_clips, open_clips, read_clips
@@ -32,7 +32,6 @@ from utils.io.errors import InputError
 from utils.run.config import load_config
 from utils.training.checkpoints import load_weights
 
-REPO = Path(__file__).parents[1]
 NOTEBOOK = REPO / "notebooks" / "visualize_embedding.ipynb"
 YAML = REPO / "hparams" / "visualize.yaml"
 NAMES = ["random weights", *(f"after task {t}" for t in range(5))]
@@ -56,50 +55,42 @@ BAD = {  # overrides, and what the one line says
 
 
 @pytest.fixture(scope="module")
-def place(lab, encoder, tmp_path_factory):
+def place(encoder, tmp_path_factory):
     """A folder with a copy of the trained encoder, without embeddings, and the YAML edited for the small data set."""
     place = tmp_path_factory.mktemp("notebook")
     shutil.copytree(encoder, place / "run", ignore=shutil.ignore_patterns("embeddings"))
-    text = YAML.read_text(encoding="utf-8")
-    (place / "mine.yaml").write_text(text.replace("datasets.demo.load", "datasets.us8k.load"), encoding="utf-8")
-    pd.DataFrame({"wav_path": ["a.wav"], "class_name": ["dog"]}).to_csv(place / "bare.csv", index=False)
+    edited(place / "mine.yaml", "visualize.yaml", ("datasets.demo.load", "datasets.us8k.load"))
     other = {"wav_path": [f"{i}.wav" for i in range(4)], "class_name": "dog", "split": "test", "label": 3, "task": 0}
     pd.DataFrame(other).to_csv(place / "other.csv", index=False)
+    pd.DataFrame(other)[["wav_path", "class_name"]].to_csv(place / "bare.csv", index=False)
     return place
 
 
 @pytest.fixture(scope="module")
 def executed(lab, place):
-    """The notebook run twice in one kernel, begun in the notebook's folder as Jupyter does: the second time in the
-    project's folder, with PCA alone. Then the cell that reads the input, once for each kind of bad input.
+    """The outputs of each cell by name, and what two runs of the notebook in one kernel have computed.
 
-    Returns
-    -------
-    outputs : dict of str to list
-        Of each cell: "first-<id>", "second-<id>", and the keys of `BAD`.
-    results : list of dict
-        What the notebook had computed at the end of each run.
+    The kernel begins in the notebook's folder, as Jupyter does; the second run is in the project's folder, with PCA
+    alone. Names are "first-<id>" and "second-<id>", then the keys of `BAD`: the cell that reads the input.
     """
-    code = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    code = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"}
     overrides = [*lab.tiny, f"--data_folder={lab.sounds}", f"--store_folder={lab.store}",
                  f"--ssl_checkpoints_dir={place / 'run'}", f"--output_folder={place / 'figures'}"]  # fmt: skip
-    notebook = nbformat.v4.new_notebook()
-    (read,), (embed_cell,) = ([cell.source for cell in code if cell.id == name] for name in ("clips", "embed"))
-
-    def add(name, source, tags=()):
-        notebook.cells.append(nbformat.v4.new_code_cell(source, id=name, metadata={"tags": list(tags)}))
-
+    sources = {}
     for run, extra in (("first", []), ("second", ["--projections=[pca]"])):
-        add(f"{run}-parameters", f"hparams_file = {str(place / 'mine.yaml')!r}\noverrides = {overrides + extra!r}")
-        for cell in code[1:]:
-            add(f"{run}-{cell.id}", cell.source)
-        add(f"{run}-embed-again", embed_cell)  # which must find random weights in the encoder once more
-        add(f"{run}-keep", KEEP.replace("RESULTS", str(place / f"{run}.json")))
+        (parameters, _), *others = code.items()
+        sources[f"{run}-{parameters}"] = f"hparams_file = {str(place / 'mine.yaml')!r}\noverrides = {overrides + extra}"
+        sources |= {f"{run}-{name}": source for name, source in others}
+        sources[f"{run}-embed-again"] = code["embed"]  # which must find random weights in the encoder once more
+        sources[f"{run}-keep"] = KEEP.replace("RESULTS", str(place / f"{run}.json"))
     for name, (extra, _) in BAD.items():
         bad = overrides + [argument.replace("PLACE", str(place)) for argument in extra]
-        add(name, f"overrides = {bad!r}\n{read}", ["raises-exception"])
+        sources[name] = f"overrides = {bad}\n{code['clips']}"
+    notebook = nbformat.v4.new_notebook()
+    for name, source in sources.items():
+        tags = ["raises-exception"] if name in BAD else []
+        notebook.cells.append(nbformat.v4.new_code_cell(source, id=name, metadata={"tags": tags}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         for variable in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):  # not the user's own
             patch.setenv(variable, str(place / "jupyter"))
         where = {"metadata": {"path": str(NOTEBOOK.parent)}}
@@ -112,13 +103,6 @@ def said(outputs, stream="stdout"):
     return "".join(out.text for out in outputs if out.output_type == "stream" and out.name == stream)
 
 
-def pictures(outputs):
-    return sum("image/png" in out.get("data", {}) for out in outputs)
-
-
-# The file
-
-
 def test_notebook_is_committed_without_outputs():
     raw = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     nbformat.validate(raw)
@@ -128,9 +112,8 @@ def test_notebook_is_committed_without_outputs():
     code = [cell for cell in raw["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     assert [cell["id"] for cell in code if "parameters" in cell["metadata"].get("tags", [])] == [code[0]["id"]]
-    named = {}
-    exec("".join(code[0]["source"]), named)
-    assert (REPO / named["hparams_file"]).samefile(YAML) and named["overrides"] == []
+    assert code[0]["source"][0] == 'hparams_file = "hparams/visualize.yaml"\n'
+    assert code[0]["source"][1].startswith("overrides = []  #")
 
 
 def test_yaml_builds_the_encoder_as_the_demo_evaluation_does():
@@ -148,57 +131,49 @@ def test_yaml_builds_the_encoder_as_the_demo_evaluation_does():
     assert {key: configs[0][key] for key in plain} == {key: configs[1][key] for key in plain}
 
 
-# The notebook, executed
-
-
 def test_notebook_computes_what_it_shows(executed, place, us8k_rows):
     outputs, (results, _) = executed
     outputs = {name.removeprefix("first-"): cell for name, cell in outputs.items() if name.startswith("first-")}
     assert results["names"] == NAMES
-    clips = pd.DataFrame(results["rows"])
+    clips = pd.DataFrame(results["rows"])[list(COLUMNS)].sort_values("wav_path", ignore_index=True)
     expected = us8k_rows[us8k_rows["split"] != "valid"][list(COLUMNS)].sort_values("wav_path", ignore_index=True)
-    pd.testing.assert_frame_equal(clips[list(COLUMNS)].sort_values("wav_path", ignore_index=True), expected)
-    n = len(expected)
+    pd.testing.assert_frame_equal(clips, expected)
+    n, kinds = len(expected), results["shapes"].keys()
     assert said(outputs["embed"]).count(f"{n} embedded now") == 6
-    assert {kind: results["shapes"][kind] for kind in ("pca", "tsne")} == dict.fromkeys(("pca", "tsne"), [6, n, 2])
+    assert results["shapes"] == dict.fromkeys(kinds, [6, n, 2]) and {"pca", "tsne"} <= kinds
+    assert ("umap" in kinds) != ("pip install umap-learn" in said(outputs["plane"]))
     assert np.shape(results["drifts"]) == (5, n) and np.shape(results["cka"]) == (6, 6)
     assert np.allclose(np.diag(results["cka"]), 1) and np.allclose(results["cka"], np.transpose(results["cka"]))
-    kinds = results["shapes"].keys()
     assert {p.stem for p in (place / "figures").glob("*.png")} == {*kinds, "drift", "cka"}
-    assert [pictures(outputs[cell]) for cell in ("plane", "drift", "cka", "hear")] == [len(kinds), 1, 1, 1]
+    shown = {cell: [kind for out in outputs[cell] for kind in out.get("data", {})] for cell in outputs}
+    assert [shown[cell].count("image/png") for cell in ("plane", "drift", "cka", "hear")] == [len(kinds), 1, 1, 1]
     assert any("<audio" in out.get("data", {}).get("text/html", "") for out in outputs["hear"])
-    assert ("umap" in kinds) != ("pip install umap-learn" in said(outputs["plane"]))
     assert not "".join(said(cell, "stderr") for cell in outputs.values())
 
 
-def test_embeddings_are_those_of_the_saved_encoders(lab, executed, place):
-    """Against one clip at a time through the loaded weights, without cache and batches."""
-    _, (results, _) = executed
-    hparams, _, data = lab.load("us8k/linclf_train.yaml", "--ssl_checkpoints_dir=unused")
-    modules = {name: module.eval() for name, module in hparams["modules"].items()}
-    clip_of = dict(zip(data.rows["wav_path"], data.rows["clip"], strict=True))
-    folders = find_checkpoints(str(place / "run"))
-    for name, folder in ((NAMES[0], None), (NAMES[2], folders[1]), (NAMES[5], folders[4])):
-        if folder is not None:
-            load_weights(folder, {"embedding_model": modules["embedding_model"]})
-        for number in (0, 41, 89):
-            wav = torch.from_numpy(data.store.read(clip_of[results["rows"]["wav_path"][number]]))[None]
-            with torch.no_grad():
-                alone = embed(modules, wav, torch.ones(1))[0]
-            assert np.allclose(results["embeddings"][name][number], alone, atol=1e-5, rtol=1e-4)
-
-
-def test_evaluation_finds_the_embeddings_of_the_notebook(lab, executed, place, tmp_path):
-    """linclf_train.py's way embeds only the validation clips, which the notebook doesn't show, and adds no file."""
+def test_embeddings_are_those_of_the_saved_encoders_and_the_evaluation_finds_them(lab, executed, place, tmp_path):
+    """linclf_train.py's way embeds only the validation clips, which the notebook doesn't show, and adds no file. The
+    reference embeds one clip at a time through the loaded weights."""
+    results = executed[1][0]
     args = (f"--ssl_checkpoints_dir={place / 'run'}", f"--output_base={tmp_path}", "--linclf_train_type=full")
     args = (*args, "--number_of_epochs=1", "--warmup_epochs=0")
     run = lab.start_run(LinearProbe, "us8k/linclf_train.yaml", *args, adapt=as_trained)
-    random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
-    done = evaluate_encoders(Evaluation(LinearProbe, run), find_checkpoints(str(place / "run")), random_weights)
-    data = run.data
+    data, modules, folders = run.data, run.hparams["modules"], find_checkpoints(str(place / "run"))
+    random_weights = copy.deepcopy(modules["embedding_model"].state_dict())
+    done = evaluate_encoders(Evaluation(LinearProbe, run), folders, random_weights)
     assert done["n_embedded"] == 6 * len(data.split("valid"))
     assert len(list((place / "run" / "embeddings").iterdir())) == 6
-    assert executed[1][0]["store"] == str(data.store.folder)  # no second copy of the audio either
+    assert results["store"] == str(data.store.folder)  # no second copy of the audio either
+    clip_of = dict(zip(data.rows["wav_path"], data.rows["clip"], strict=True))
+    encoder = modules["embedding_model"].eval()
+    for place_of, number in ((0, 0), (2, 41), (5, 89)):
+        encoder.load_state_dict(random_weights)
+        if place_of:
+            load_weights(folders[place_of - 1], {"embedding_model": encoder})
+        wav = torch.from_numpy(data.store.read(clip_of[results["rows"]["wav_path"][number]]))[None]
+        with torch.no_grad():
+            alone = embed(modules, wav, torch.ones(1))[0]
+        assert np.allclose(results["embeddings"][NAMES[place_of]][number], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_second_run_embeds_nothing_and_draws_the_same(executed):
@@ -215,9 +190,6 @@ def test_bad_input_is_one_line(executed, name):
     assert {out.output_type for out in outputs} == {"stream"}  # no traceback
     (line,) = said(outputs, "stderr").splitlines()
     assert line.startswith("error: ") and BAD[name][1] in line
-
-
-# Which clips
 
 
 def table(tasks, classes_each=2, clips=6, splits=("train", "test")):
@@ -245,12 +217,11 @@ def test_csvs_are_read_from_a_folder_a_file_and_a_glob(tmp_path):
 
 def test_every_task_gets_its_share_of_the_classes_and_clips_are_drawn_by_seed():
     rows = table(tasks=3, classes_each=4, clips=20)
-    draw = [choose_clips(rows, ["train", "test"], classes_shown=7, clips_per_class=5, seed=seed) for seed in (1, 1, 2)]
-    paths = [chosen["wav_path"].tolist() for chosen in draw]
-    assert paths[0] == paths[1] != paths[2]
-    assert draw[0].groupby("task")["class_name"].nunique().tolist() == [3, 2, 2]
-    assert (draw[0].groupby("task")["label"].min() == rows.groupby("task")["label"].min()).all()  # the lowest labels
-    assert draw[0].groupby(["class_name", "split"]).size().tolist() == [5] * 14
+    first, again, other = (choose_clips(rows, ["train", "test"], 7, 5, seed) for seed in (1, 1, 2))
+    assert list(first["wav_path"]) == list(again["wav_path"]) != list(other["wav_path"])
+    assert first.groupby("task")["class_name"].nunique().tolist() == [3, 2, 2]
+    assert (first.groupby("task")["label"].min() == rows.groupby("task")["label"].min()).all()  # the lowest labels
+    assert first.groupby(["class_name", "split"]).size().tolist() == [5] * 14
     assert set(choose_clips(rows, ["test"], 10, 5, 1)["split"]) == {"test"}
 
 
@@ -286,26 +257,21 @@ def test_clips_are_found_by_path_and_unreadable_ones_left_out(lab, tmp_path):
         open_clips(rows, hparams | {"skip_bad_audio": False})
 
 
-# The numbers
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(5)
 
 
 def test_directions_know_no_offset_and_no_scale(rng):
-    vectors = rng.standard_normal((1, 30, 6))
-    found = directions(np.concatenate([vectors, 100 + 3 * vectors]))
-    assert np.allclose(found[0], found[1]) and np.allclose(np.linalg.norm(found, axis=2), 1)
-    middle = vectors[0].mean(0)
-    assert np.allclose(found[0, 4], (vectors[0, 4] - middle) / np.linalg.norm(vectors[0, 4] - middle))
+    vectors = rng.standard_normal((30, 6))
+    centred = vectors - vectors.mean(0)
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    assert np.allclose(directions(np.stack([vectors, 100 + 3 * vectors])), expected)
 
 
 def test_a_collapsed_encoder_has_no_directions(rng):
-    one = rng.standard_normal(8).astype(np.float32)
-    vectors = np.stack([np.tile(one, (20, 1)), rng.standard_normal((20, 8)).astype(np.float32)])
-    found = directions(vectors)
+    collapsed = np.tile(rng.standard_normal(8).astype(np.float32), (20, 1))
+    found = directions(np.stack([collapsed, rng.standard_normal((20, 8)).astype(np.float32)]))
     assert not found[0].any() and np.allclose(np.linalg.norm(found[1], axis=1), 1)
     assert np.isfinite(variance_shown(found, project_pca(found, 0))).all()
     assert np.array_equal(drift(found[0], found[1]), np.ones(20))
@@ -316,13 +282,11 @@ def test_pca_is_the_svd_of_all_encoders_together(rng):
     vectors = rng.standard_normal((3, 25, 7)) * np.linspace(3, 0.5, 7) + rng.standard_normal((3, 1, 7))
     points = project_pca(vectors, seed=0)
     joint = vectors.reshape(75, 7) - vectors.reshape(75, 7).mean(0)
-    u, s, basis = np.linalg.svd(joint, full_matrices=False)
-    expected = (u * s)[:, :2].reshape(3, 25, 2)
+    basis = np.linalg.svd(joint, full_matrices=False)[2][:2]
+    expected = (joint @ basis.T).reshape(3, 25, 2)
     assert np.allclose(points, expected * np.sign((points * expected).sum(axis=(0, 1))))  # the signs are free
-    for own, share in zip(vectors, variance_shown(vectors, points), strict=True):
-        own = own - own.mean(0)
-        lost = own - own @ basis[:2].T @ basis[:2]
-        assert share == pytest.approx(1 - (lost**2).sum() / (own**2).sum())
+    for own, share in zip(vectors - vectors.mean(1, keepdims=True), variance_shown(vectors, points), strict=True):
+        assert share == pytest.approx(((own @ basis.T) ** 2).sum() / (own**2).sum())
 
 
 def turn(angle, flip):
@@ -369,19 +333,16 @@ def test_drift_is_the_cosine_distance(rng):
     before, after = rng.standard_normal((2, 15, 9))
     assert np.allclose(drift(before, after), [cosine(*pair) for pair in zip(before, after, strict=True)])
     assert np.allclose(drift(before, before), 0) and np.allclose(drift(before, -before), 2)
-    one, other = directions(np.stack([before, after]))
-    assert np.allclose(((one - other) ** 2).sum(1), 2 * drift(one, other))
 
 
 def test_cka_is_the_normalised_hsic_of_the_gram_matrices_and_knows_no_rotation_and_no_scale(rng):
     one, other = rng.standard_normal((20, 30)), rng.standard_normal((20, 5)) + 2
     other[:, 0] += one[:, 0]
     centring = np.eye(20) - 1 / 20
-    k, m = (centring @ (v @ v.T) @ centring for v in (one, other))
+    k, m = (centring @ v @ v.T @ centring for v in (one, other))
     expected = np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m))
     turned = 7 * other @ ortho_group.rvs(5, random_state=rng) + 3
-    wider = np.hstack([turned, np.zeros((20, 4))])
-    for same in (other, turned, wider):
+    for same in (other, turned, np.hstack([turned, np.zeros((20, 4))])):
         assert linear_cka(one, same) == pytest.approx(expected) and linear_cka(other, same) == pytest.approx(1)
     assert linear_cka(other * np.linspace(0.1, 3, 5), other) < 0.95
 
@@ -390,9 +351,6 @@ def test_nearest_point(rng):
     points = rng.standard_normal((30, 2))
     assert nearest(points, points[17] + 1e-6) == 17
     assert nearest(points, (9, -9)) == cdist(points, [(9, -9)]).argmin()
-
-
-# The figures
 
 
 def drawn(figure):
@@ -424,12 +382,12 @@ def test_projection_shows_every_clip_and_names_every_class(rng):
     assert {*rows["class_name"], *(f"task {t}" for t in range(11))} <= legend(figure).keys()
 
 
-@pytest.mark.parametrize(("tasks", "classes_each", "colours"), [(5, 2, 10), (10, 1, 10), (10, 5, 10)])
-def test_classes_of_one_picture_look_different(rng, tasks, classes_each, colours):
+@pytest.mark.parametrize(("tasks", "classes_each"), [(5, 2), (10, 1), (10, 5)])
+def test_classes_of_one_picture_look_different(rng, tasks, classes_each):
     rows = table(tasks, classes_each, clips=1)
     named = legend(plot_projection(rng.standard_normal((1, len(rows), 2)), rows, ["a"], "Title"))
     looks = [named[name] for name in set(rows["class_name"])]
-    assert len(set(looks)) == len(looks) and len({colour for colour, _ in looks}) == colours
+    assert len(set(looks)) == len(looks) and len({colour for colour, _ in looks}) == 10
 
 
 def test_drift_figure_marks_medians_and_the_task_learnt(rng):
