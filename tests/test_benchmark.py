@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from helpers.lab import REPO
 from utils.benchmark import __main__ as command
 from utils.benchmark import step
 from utils.benchmark.bench import Bench, Sizes
