@@ -9,6 +9,7 @@ DEMO := results/demo
 # With a CPU-only torch, importing torchaudio fails on its CUDA extension; without that file it works.
 $(VENV)/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -c "import torch, importlib.util as u, pathlib as p; \
 	  lib = p.Path(u.find_spec('torchaudio').origin).parent / 'lib'; \
