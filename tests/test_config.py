@@ -1,46 +1,41 @@
-"""utils.run.config: what a user may write, what it means, and which folders a run may have."""
+"""What a user may write, what it means, and which folders a run may have; what the YAMLs have in common."""
 
 import json
 import logging
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import ruamel.yaml
 from filelock import FileLock
 from speechbrain.utils.run_opts import RunOptions
 
-from utils.evaluation.saved import check_same_encoder, find_checkpoints
+from helpers.lab import REPO, edited, run_here
+from supclr_train import SupCLR
+from utils.evaluation.saved import find_checkpoints
 from utils.io.errors import InputError
-from utils.run import folder as runs
 from utils.run.arguments import parse_arguments
-from utils.run.config import load_config
 from utils.run.exits import user_errors
-from utils.run.folder import check_run_folder, open_run_folder, run_settings
+from utils.run.experiment import Run
+from utils.run.folder import check_run_folder, open_run_folder
+from utils.run.keys import ENCODER_KEYS
 
-REPO = Path(__file__).parents[1]
+TRAINERS = ("supclr", "simclr", "simsiam", "sup")
 YAMLS = sorted(REPO.glob("hparams/**/*_train.yaml"))
-TRAIN_YAML, PROBE_YAML = (REPO / f"hparams/us8k/{name}_train.yaml" for name in ("supclr", "linclf"))
+of_every_yaml = pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(REPO / "hparams")))
+TRAIN_YAML = REPO / "hparams/us8k/supclr_train.yaml"
 SMALL = ("--encoder=pann_tiny", "--emb_dim=8")  # so that building it takes no time
 ON_PURPOSE = {"precision", "eval_precision", "max_grad_norm", "debug_persistently"}  # YAML keys that are run options
 
 
 def configured(*args, yaml=TRAIN_YAML):
-    """(hparams, settings) of a command line."""
-    file, run_opts, overrides = parse_arguments("", [str(yaml), "--data_folder=d", *SMALL, *map(str, args)])
-    hparams = load_config(file, overrides, run_opts)
-    return hparams, run_settings(file, overrides, run_opts, hparams)
+    """A run of supclr_train.py with a command line."""
+    return Run("", SupCLR, [str(yaml), "--data_folder=d", *SMALL, *map(str, args)])
 
 
 @pytest.fixture(autouse=True)
-def release_locks():
-    yield
-    for lock in runs._locks:
-        lock.release()
-    runs._locks.clear()
+def elsewhere(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
 # Overrides
@@ -77,53 +72,51 @@ def release_locks():
     ],
 )
 def test_what_is_typed_is_what_is_meant(key, typed, value):
-    assert configured(f"--{key}={typed}")[0][key] == value
+    run = configured(f"--{key}={typed}")
+    assert run.hparams[key] == value
     if not typed.startswith("-x"):
-        assert configured(f"--{key}", *typed.split(" "))[0][key] == value  # as a shell splits it without quotes
+        as_split = [f"--{key}", *typed.split(" ")]  # by a shell, without quotes
+        assert parse_arguments("", [str(TRAIN_YAML), "--data_folder=d", *SMALL, *as_split])[2] == run.overrides or (
+            configured(*as_split).hparams[key] == value
+        )
 
 
 @pytest.mark.parametrize("typed", ["café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2"])
 def test_names_reach_the_run_folder_as_typed(typed):
-    hparams, _ = configured(f"--experiment_name={typed}", "--output_base=out", "--seed=3")
-    assert hparams["output_folder"] == f"out/{typed}+seed_3"
-    assert hparams["save_folder"] == f"out/{typed}+seed_3/save"
+    run = configured(f"--experiment_name={typed}", "--output_base=out", "--seed=3")
+    assert (run.folder, run.save_folder) == (f"out/{typed}+seed_3", f"out/{typed}+seed_3/save")
 
 
 def test_home_is_expanded_wherever_it_is_set(tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_text(TRAIN_YAML.read_text().replace("output_base: results", "output_base: ~/results"))
-    for hparams, _ in (configured(yaml=file), configured("--output_base=~/results")):
-        assert hparams["output_folder"] == os.path.expanduser("~/results/supclr+seed_2022")
-        assert hparams["store_folder"] == os.path.expanduser("~/.cache/continual-sound")
+    file = edited(tmp_path / "train.yaml", "us8k/supclr_train.yaml", ("output_base: results", "output_base: ~/results"))
+    for run in (configured(yaml=file), configured("--output_base=~/results")):
+        assert run.folder == os.path.expanduser("~/results/supclr+seed_2022")
+        assert run.hparams["store_folder"] == os.path.expanduser("~/.cache/continual-sound")
 
 
 def test_negative_numbers_are_values_not_options():
-    _, run_opts, overrides = parse_arguments("", [str(TRAIN_YAML), "--lr", "-1", "--nonfinite_patience", "-2"])
-    assert overrides == "lr: -1" and run_opts.nonfinite_patience == -2
-    _, run_opts, overrides = parse_arguments("", [str(TRAIN_YAML), "--lr=-1"])
-    assert overrides == "lr: -1"
+    for typed in (("--lr", "-1", "--nonfinite_patience", "-2"), ("--lr=-1", "--nonfinite_patience=-2")):
+        _, run_opts, overrides = parse_arguments("", [str(TRAIN_YAML), *typed])
+        assert overrides == "lr: -1" and run_opts.nonfinite_patience == -2
 
 
 @pytest.mark.parametrize("form", [["--max_grad_norm=.inf"], ["--max_grad_norm", ".inf"], ["--max_grad_norm=inf"]])
 def test_clipping_is_disabled_as_the_yaml_says(form):
-    _, run_opts, _ = parse_arguments("", [str(TRAIN_YAML), *form])
-    assert run_opts.max_grad_norm == float("inf")
+    assert configured(*form).option("max_grad_norm") == float("inf")
 
 
 def test_the_last_of_two_overrides_counts():
-    assert configured("--seed=1", "--seed=2")[0]["seed"] == 2
+    assert configured("--seed=1", "--seed=2").hparams["seed"] == 2
 
 
-@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(REPO / "hparams")))
-def test_both_forms_are_equal(file):
-    pairs = {"output_base": "my out", "batch_size": "16", "experiment_name": "x", "emb_norm_type": "in", "seed": "7"}
-    joined = parse_arguments("", [str(file), *(f"--{key}={value}" for key, value in pairs.items()), "--device=cpu"])
-    apart = parse_arguments("", [str(file), *(t for k, v in pairs.items() for t in (f"--{k}", v)), "--device", "cpu"])
-    assert joined == apart
-    assert joined[1].device == "cpu" and "my out" in joined[2]
+def test_both_forms_are_equal():
+    pairs = {"output_base": "my out", "batch_size": "16", "emb_norm_type": "in", "seed": "7", "device": "cpu"}
+    joined = parse_arguments("", [str(TRAIN_YAML), *(f"--{key}={value}" for key, value in pairs.items())])
+    apart = parse_arguments("", [str(TRAIN_YAML), *(t for key, value in pairs.items() for t in (f"--{key}", value))])
+    assert joined == apart and joined[1].device == "cpu" and "my out" in joined[2]
 
 
-@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(REPO / "hparams")))
+@of_every_yaml
 def test_no_key_hides_a_run_option(file):
     """argparse takes prefixes: a key that begins an option's name would be swallowed by it."""
     keys = set(ruamel.yaml.YAML().load(file.read_text()))
@@ -137,10 +130,10 @@ def test_no_key_hides_a_run_option(file):
 
 
 @pytest.mark.parametrize("script", ["supclr_train.py", "linclf_train.py"])
-def test_help(script, tmp_path):
-    done = subprocess.run([sys.executable, REPO / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == ""
-    assert f"python {script} hparams/us8k/" in done.stdout and "--debug_batches" in done.stdout
+def test_help(script):
+    done = run_here(script, "--help")
+    assert done.code == 0 and done.err == ""
+    assert f"python {script} hparams/us8k/" in done.out and "--debug_batches" in done.out
 
 
 @pytest.mark.parametrize("argv, code", [(["-h"], 0), (["x.yaml", "--lr=3", "--help"], 0), ([], 2)])
@@ -150,7 +143,7 @@ def test_help_forms(argv, code, capsys):
     assert stop.value.code == code and capsys.readouterr().out.startswith("The docstring.")
 
 
-@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(REPO / "hparams")))
+@of_every_yaml
 def test_help_lists_the_keys_of_a_yaml(file, capsys):
     """Each key that takes a plain value, with the comment beside it; and no option that is refused."""
     with pytest.raises(SystemExit):
@@ -182,57 +175,49 @@ EDITS = {
 @pytest.mark.parametrize("key", EDITS)
 def test_an_edit_is_an_override(tmp_path, key):
     old, new, value = EDITS[key]
-    text = TRAIN_YAML.read_text()
-    assert text.count(old) == 1
-    file = tmp_path / "train.yaml"
-    file.write_text(text.replace(old, new))
-    _, edited = configured(yaml=file)
-    _, overridden = configured(f"--{key}={value}")
+    file = edited(tmp_path / "train.yaml", "us8k/supclr_train.yaml", (old, new))
     folder = str(tmp_path / "run")
-    open_run_folder(folder, edited)
-    check_run_folder(folder, overridden)  # no InputError: the same run
-    _, default = configured()
+    open_run_folder(folder, configured(yaml=file).settings)
+    check_run_folder(folder, configured(f"--{key}={value}").settings)  # no InputError: the same run
     if key not in ("task_classes", "precision"):
         with pytest.raises(InputError, match=key):
-            check_run_folder(folder, default)
+            check_run_folder(folder, configured().settings)
 
 
 def test_settings_ignore_comments_places_and_speed(tmp_path):
-    _, default = configured()
     file = tmp_path / "train.yaml"
     lines = [line.split("  #")[0] for line in TRAIN_YAML.read_text().splitlines()]
     assert any("#" in line for line in TRAIN_YAML.read_text().splitlines())
     file.write_text("\n".join(line for line in lines if not line.startswith("#")) + "\n")
-    assert configured(yaml=file)[1] == default
     places = ("--output_base=/x", "--store_folder=/y", "--num_workers=5", "--overwrite=True")
     options = ("--device=cpu", "--noprogressbar", "--ckpt_interval_steps=3", "--debug_persistently")
-    assert configured(*places, *options)[1] == default
+    assert configured(yaml=file).settings == configured(*places, *options).settings == configured().settings
 
 
-@pytest.mark.parametrize("change", ["--seed=1", "--data_folder=e", "--train_duration=3", "--skip_bad_audio=True",
-                                    "--task_classes=[[0]]", "--grad_accumulation_factor=2", "--debug"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "train_duration=3", "skip_bad_audio=True", "task_classes=[[0]]", "grad_accumulation_factor=2", "debug"],
+)
 def test_settings_tell_runs_apart(tmp_path, change):
-    open_run_folder(str(tmp_path / "run"), configured()[1])
-    with pytest.raises(InputError, match=change.strip("-").split("=")[0]):
-        check_run_folder(str(tmp_path / "run"), configured(change)[1])
+    open_run_folder(str(tmp_path / "run"), configured().settings)
+    with pytest.raises(InputError, match=change.split("=")[0]):
+        check_run_folder(str(tmp_path / "run"), configured(f"--{change}").settings)
 
 
 def test_one_is_one_point_zero(tmp_path):
     """The published command says --ssl_weight=1, the YAML 1.0."""
-    open_run_folder(str(tmp_path / "run"), configured()[1])
-    check_run_folder(str(tmp_path / "run"), configured("--ssl_weight=1", "--sup_weight=0", "--train_duration=2.0")[1])
+    folder = str(tmp_path / "run")
+    open_run_folder(folder, configured().settings)
+    check_run_folder(folder, configured("--ssl_weight=1", "--sup_weight=0", "--train_duration=2.0").settings)
     with pytest.raises(InputError, match="ssl_weight: 1.0 there, 2 now"):
-        check_run_folder(str(tmp_path / "run"), configured("--ssl_weight=2")[1])
-
-
-# Warm-up
+        check_run_folder(folder, configured("--ssl_weight=2").settings)
 
 
 def test_warm_up_is_as_asked_or_refused():
-    assert configured("--warmup_epochs=4", "--number_of_epochs=5")[0]["warmup_epochs"] == 4
+    assert configured("--warmup_epochs=4", "--number_of_epochs=5").hparams["warmup_epochs"] == 4
     with pytest.raises(InputError, match="warmup_epochs is 5 of 5 epochs: set it below number_of_epochs"):
         configured("--number_of_epochs=5")
-    assert configured("--number_of_epochs=5", "--debug")[0]["warmup_epochs"] == 5  # the loop shortens it
+    assert configured("--number_of_epochs=5", "--debug").hparams["warmup_epochs"] == 5  # the loop shortens it
 
 
 # Folders
@@ -244,12 +229,6 @@ SETTINGS = {"seed": "1", "precision": "fp32", "lr": "0.1"}
 def test_check_writes_nothing(tmp_path):
     check_run_folder(str(tmp_path / "a/b/run"), SETTINGS)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/file").touch()
-    for function in (check_run_folder, open_run_folder):
-        with pytest.raises(InputError, match="something else"):
-            function(str(tmp_path / "other"), SETTINGS, overwrite=True)
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["file"]
 
 
 def test_open_makes_finds_and_overwrites(tmp_path):
@@ -264,18 +243,8 @@ def test_open_makes_finds_and_overwrites(tmp_path):
     assert (folder / "save").is_dir() and json.loads((folder / "settings.json").read_text()) == SETTINGS
     open_run_folder(str(folder), {**SETTINGS, "lr": "0.2"}, overwrite=True)
     assert not (folder / "save").exists() and json.loads((folder / "settings.json").read_text())["lr"] == "0.2"
-
-
-def test_folder_is_held(tmp_path):
-    folder = str(tmp_path / "run")
-    with pytest.raises(InputError, match="Another process"):
-        os.makedirs(folder)
-        with FileLock(os.path.join(folder, ".lock")):
-            open_run_folder(folder, SETTINGS)
-    assert not os.path.exists(os.path.join(folder, "settings.json"))
-    open_run_folder(folder, SETTINGS)
-    with pytest.raises(Exception, match=r"\.lock"):
-        FileLock(os.path.join(folder, ".lock")).acquire(timeout=0)
+    with pytest.raises(Exception, match=r"\.lock"):  # it is held
+        FileLock(folder / ".lock").acquire(timeout=0)
 
 
 def save_tasks(run, metas):
@@ -305,34 +274,17 @@ def test_only_finished_tasks_are_judged(tmp_path, caplog):
     save_tasks(tmp_path / "new/run", [{"epoch": 1}])
     with pytest.raises(InputError, match="finished task"):
         find_checkpoints(str(tmp_path / "new"))
-
-
-def test_checkpoints_of_other_programs_are_accepted(tmp_path):
-    save_tasks(tmp_path / "run", [{"loss": 0.5}, {"acc": 0.5}])
-    assert len(find_checkpoints(str(tmp_path / "run"))) == 2
-
-
-def test_the_overrides_that_mend_another_encoder_are_named(tmp_path):
-    save_tasks(tmp_path, [DONE])
-    task = str(tmp_path / "save/task0")
-    _, settings = configured("--ssl_checkpoints_dir=x", yaml=PROBE_YAML)
-    assert check_same_encoder(task, settings) == {}
-    trained = configured("--emb_norm_type=ln", "--n_mels=40", "--lr=0.5")[1]
-    (tmp_path / "settings.json").write_text(json.dumps(trained))
-    with pytest.raises(InputError, match="add --emb_norm_type=ln --n_mels=40") as caught:
-        check_same_encoder(task, settings)
-    flags = str(caught.value).partition("add ")[2].rstrip(".").split()
-    _, mended = configured("--ssl_checkpoints_dir=x", *flags, yaml=PROBE_YAML)
-    assert check_same_encoder(task, mended) == trained
+    save_tasks(tmp_path / "other program/run", [{"loss": 0.5}, {"acc": 0.5}])
+    assert len(find_checkpoints(str(tmp_path / "other program/run"))) == 2
 
 
 # What reaches the user
 
 
-def test_errors_that_are_no_user_errors_keep_their_traceback():
-    for error in (ValueError("a bug"), KeyError("x"), RuntimeError("y")):
-        with pytest.raises(type(error)), user_errors():
-            raise error
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("y"), FileNotFoundError(2, "No such file", "x")])
+def test_errors_that_are_no_user_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)), user_errors():
+        raise error
 
 
 @pytest.mark.parametrize("error, code, said", [(InputError("Do this."), 2, "error: Do this.\n"),
@@ -341,3 +293,47 @@ def test_user_errors_are_a_line_and_a_code(error, code, said, capsys):
     with pytest.raises(SystemExit) as stop, user_errors():
         raise error
     assert stop.value.code == code and capsys.readouterr().err.startswith(said)
+
+
+# The YAMLs
+
+
+def plain_yaml(path):
+    """{key: its YAML text}, references as they are."""
+    text = re.sub(r"\s+#.*", "", path.read_text())
+    blocks = re.split(r"\n(?=[A-Za-z_]\w*:)", "\n" + text)
+    found = {block.partition(":")[0]: block.partition(":")[2].strip() for block in blocks[1:]}
+    assert set(found) == set(ruamel.yaml.YAML(typ="rt").load(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "may_differ"),
+    [
+        *((f"{kind}_train", {"lr", "train_duration", "num_workers", "mask_fill"}) for kind in TRAINERS),
+        ("linclf_train", {"ssl_checkpoints_dir", "standardise"}),
+    ],
+)
+def test_copies_of_a_yaml_differ_only_where_they_may(name, may_differ):
+    may_differ = may_differ | {"output_base", "data_folder", "dataset", "task_classes", "encoder", "emb_dim"}
+    may_differ |= {"number_of_epochs", "warmup_epochs"}
+    demo = set() if name == "linclf_train" else {"replay_num_keep"}  # few clips, few steps
+    copies = {path.parent.name: plain_yaml(path) for path in YAMLS if path.stem == name}
+    assert set(copies) == {"us8k", "tau19", "vgg", "esc50", "demo", *({"hparams"} if name != "supclr_train" else set())}
+    first = copies["us8k"]
+    for dataset, copy in copies.items():
+        only = {"esc50": {"esc10_only"}, "tau19": {"valid_from"}, "vgg": {"n_tasks"}}.get(dataset, set())
+        assert set(copy) - set(first) == only and not set(first) - set(copy)
+        differing = {key for key in first if copy[key] != first[key]}
+        assert differing <= (may_differ | demo if dataset == "demo" else may_differ)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("dataset", ["us8k", "tau19", "vgg", "esc50", "demo", ""])
+def test_an_encoder_is_judged_with_the_settings_that_it_was_trained_with(dataset, kind):
+    if not dataset and kind == "supclr":
+        pytest.skip("supclr_train.py has no YAML at the root")
+    train, judge = (plain_yaml(REPO / "hparams" / dataset / f"{name}_train.yaml") for name in (kind, "linclf"))
+    train["embedding_model"] = train["embedding_model"].replace("\n  weights: !ref <pretrained_weights>", "")
+    shared = {*ENCODER_KEYS, "dataset", "task_classes", "data_folder", "store_folder", "seed", "embedding_model"}
+    assert {key: train[key] for key in shared} == {key: judge[key] for key in shared}
