@@ -188,7 +188,6 @@ def test_what_is_wrong_with_the_yaml_is_said_as_ever(lab, desk, trained):
     desk.refused(judging(lab, trained, "--experiment_name=a<b>c"), 'The reference "b" is not valid')
 
 
-
 # Run folders of strangers
 
 
