@@ -25,8 +25,7 @@ def test_a_run_records_machine_data_and_cost_and_nothing_of_environment_and_user
     assert first["commit"] and first["torch"] and first["python"]
     assert first["data"] == second["data"] == lab.load("us8k/sup_train.yaml", few[0])[2].fingerprint()
     for folder in (trained, judged):
-        costs = read_costs(folder)
-        assert costs["train_seconds"] > 0 and costs["peak_memory_bytes"] > 50e6
+        assert read_costs(folder)["train_seconds"] > 0 and read_costs(folder)["peak_memory_bytes"] > 50e6
         assert json.loads((folder / "settings.json").read_text())["precision"] in ("fp32", "bf16")
     metrics = json.loads((judged / "metrics.json").read_text())
     recorded = ("commit", "torch", "threads", "data")

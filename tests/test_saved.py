@@ -1,10 +1,10 @@
 """An encoder is judged as it was trained: encoder, width, norms and front end come from its run folder."""
 
-import copy
 import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,11 @@ from helpers.weights import NARROW, pann_state
 from linclf_train import LinearProbe
 from models.encoders import ENCODERS
 from models.pann import PANN
-from sup_train import Supervised
 from supclr_train import SupCLR
 from utils.evaluation.embeddings import Embedder
-from utils.evaluation.judge import Evaluation, evaluate_encoders
-from utils.evaluation.own_test import TaskTests
 from utils.evaluation.probes import PROBES
-from utils.evaluation.saved import as_trained, find_checkpoints
+from utils.evaluation.saved import as_trained
 from utils.run.experiment import Run
-from utils.training.loop import Stream
 
 PARTS = ("compute_features", "mean_var_norm", "embedding_model")
 TRAIN, JUDGE = "us8k/supclr_train.yaml", "us8k/linclf_train.yaml"
@@ -67,6 +63,11 @@ def judging(lab, folder, *args, yaml=None):
     return ["linclf_train.py", yaml, *places, f"--ssl_checkpoints_dir={folder}", *args]
 
 
+def judged_by(lab, folder, *args):
+    """The run of an evaluation, nothing read or written."""
+    return Run("", LinearProbe, list(map(str, judging(lab, folder, *args)[1:])), as_trained)
+
+
 def judge(desk, *args, **kwargs):
     code, out, said = desk.run(judging(*args, **kwargs))
     assert code == 0, said
@@ -77,6 +78,9 @@ def judge(desk, *args, **kwargs):
 
 
 WEIGHTS = "weights #1, of an encoder in a folder whose name is long enough to be folded onto a second line.pth"
+TRAINED_FRONT_END = """!new:torch.nn.Sequential
+  - !new:speechbrain.lobes.features.Fbank {n_mels: 80}
+  - !new:torch.nn.Linear {in_features: 80, out_features: 80}"""
 CASES = {  # the trainer's flags, definitions in its YAML, the encoder's name
     "another width": (("--emb_dim=12", "--mean_norm=False"), {}, "pann_tiny"),
     "ECAPA": (("--encoder=ecapa_tiny", "--emb_dim=8"), {}, "ecapa_tiny"),
@@ -89,6 +93,7 @@ CASES = {  # the trainer's flags, definitions in its YAML, the encoder's name
     "another front end": (("--n_mels=40", "--sample_rate=8000"), {"compute_features": (
         "!new:speechbrain.lobes.features.Fbank\n  sample_rate: !ref <sample_rate>\n  n_mels: !ref <n_mels>\n  f_min: 99"
     )}, "pann_tiny"),
+    "a trained front end": (("--lr=1", "--warmup_epochs=0"), {"compute_features": TRAINED_FRONT_END}, "pann_tiny"),
     "published weights": (
         ("--encoder=narrow", "--emb_dim=128", "--lr=0", "--final_lr=0", f"--pretrained_weights={WEIGHTS}"), {}, "narrow"
     ),
@@ -112,8 +117,13 @@ def test_an_encoder_is_judged_as_it_was_trained(lab, desk, monkeypatch, case):
 
 
 def check_embeddings(lab, run):
-    """The evaluation kept what the trained modules make of the clips at the rate that they were trained with."""
-    embedder = Embedder({part: run.hparams["modules"][part] for part in PARTS})
+    """The evaluation kept what the trained modules make of the clips at the rate that they were trained with, and what
+    the same modules do untrained."""
+    untrained, embedder = (
+        Embedder({part: modules[part] for part in PARTS})
+        for modules in (judged_by(lab, run.folder).hparams["modules"], run.hparams["modules"])
+    )
+    assert {path.stem for path in Path(run.folder, "embeddings").iterdir()} == {untrained.key(), embedder.key()}
     with np.load(f"{run.folder}/embeddings/{embedder.key()}.npz") as kept:
         vectors = dict(zip(kept["ids"].tolist(), kept["vectors"], strict=True))
     rate = f"--sample_rate={run.hparams['sample_rate']}"
@@ -132,14 +142,18 @@ def test_an_encoder_of_another_data_set_is_judged_as_it_was_trained(lab, desk):
     check_embeddings(lab, run)
 
 
+def test_a_classifier_is_tested_with_the_front_end_of_its_task(lab, desk):
+    """Also in a start that finds the task trained, which embeds no clip again."""
+    yaml = edited(desk.folder, "us8k/sup_train.yaml", compute_features=TRAINED_FRONT_END)
+    few = (*lab.quick, *DEBUG, "--lr=1", "--task_classes=[[3,8],[9,4]]", f"--output_base={desk.folder}")
+    embedded = []
+    for _ in range(2):
+        assert desk.run(["sup_train.py", *lab.arguments(yaml, *few)])[0] == 0
+        embedded.append(json.loads((desk.folder / "sup+seed_2022/metrics.json").read_text())["clips_embedded"])
+    assert embedded == [10, 0]
+
+
 # What the user says too
-
-
-def test_flags_that_agree_with_the_encoder_change_nothing(lab, desk, trained):
-    judge(desk, lab, trained)
-    flags = ("--emb_norm_type", "bn", "--encoder=pann_tiny", "--emb_dim=16", "--mean_norm=true", "--sample_rate=16000")
-    metrics, out = judge(desk, lab, trained, *flags)
-    assert metrics["clips_embedded"] == 0 and out.count("judged already") == 2
 
 
 @pytest.mark.parametrize(
@@ -172,12 +186,6 @@ def test_what_is_wrong_with_the_yaml_is_said_as_ever(lab, desk, trained):
     arguments = [token for token in judging(lab, trained) if "data_folder" not in str(token)]
     desk.refused(arguments, "data_folder is not set")
     desk.refused(judging(lab, trained, "--experiment_name=a<b>c"), 'The reference "b" is not valid')
-
-
-def test_a_run_folder_without_settings_is_judged_as_the_yaml_says(lab, desk, trained):
-    shutil.copytree(trained, desk.folder / "old")
-    (desk.folder / "old/settings.json").unlink()
-    assert judge(desk, lab, "old", *lab.tiny)[0]["encoder"] == "pann_tiny"
 
 
 # Run folders of strangers
@@ -232,7 +240,6 @@ def test_foreign_code_that_the_users_yaml_has_too_is_trusted(lab, desk):
     run = train(lab, desk.folder / "out", yaml=edited(desk.folder, TRAIN, mean_var_norm=own))
     desk.refused(judging(lab, run.folder), "builds mean_var_norm by !apply:copy.copy")
     judge(desk, lab, run.folder, yaml=edited(desk.folder, JUDGE, mean_var_norm=own))
-    check_embeddings(lab, run)
 
 
 # Folders that move
@@ -243,12 +250,14 @@ def test_a_run_folder_that_was_moved_is_the_same_encoder(lab, desk, trained):
     shutil.copytree(trained, first)
     judge(desk, lab, first)
     shutil.move(first, second)
-    metrics, out = judge(desk, lab, second)
-    assert metrics["clips_embedded"] == 0 and out.count("judged already") == 2
+    flags = ("--emb_norm_type", "bn", "--encoder=pann_tiny", "--emb_dim=16", "--mean_norm=true", "--sample_rate=16000")
+    for agreeing in ((), flags):
+        metrics, out = judge(desk, lab, second, *agreeing)
+        assert metrics["clips_embedded"] == 0 and out.count("judged already") == 2
     other = copy_with(second, desk.folder / "other", seed="1")  # another run's
     desk.refused(judging(lab, other), "is a run of other settings", f"ssl_checkpoints_dir: {second} there, {other} now")
-    (second / "settings.json").unlink()  # at the same place, whatever its settings
-    judge(desk, lab, second, *lab.tiny)
+    (second / "settings.json").unlink()  # at the same place, and described by flags, as runs of old versions
+    assert judge(desk, lab, second, *lab.tiny)[0]["clips_embedded"] == 0
 
 
 def test_moved_sounds_have_the_embeddings_that_were_kept(lab, desk, trained):
@@ -266,50 +275,8 @@ def test_an_evaluation_from_before_is_found(lab, tmp_path, trained):
     before = lab.start_run(LinearProbe, JUDGE, *flags)
     before.open()
     assert "encoders" not in before.settings
-    yaml, *places = (token for token in lab.arguments(JUDGE, *flags) if token not in lab.tiny)
-    now = Run("", LinearProbe, [yaml, *places], as_trained)  # no InputError: the same run
+    now = judged_by(lab, trained, *flags)  # no InputError: the same run
     assert now.settings.pop("encoders") and now.settings == before.settings
-
-
-# A front end that is trained
-
-
-class Scale(torch.nn.Module):
-    """In the mean normalisation's place: a learnt factor for each mel band."""
-
-    def __init__(self):
-        super().__init__()
-        self.factor = torch.nn.Parameter(torch.full((80,), 0.1))
-
-    def forward(self, features, lengths):
-        return features * self.factor
-
-
-def test_a_trained_front_end_is_judged_and_its_floor_is_untrained(lab, tmp_path):
-    two = ("--task_classes=[[3,8],[9,4]]", f"--output_base={tmp_path}", "--lr=0.1")
-    run = lab.start_run(Supervised, "us8k/sup_train.yaml", *lab.quick, *DEBUG, *two)
-    run.hparams["modules"]["mean_var_norm"] = Scale()
-    stream, factors = Stream(Supervised, run), []
-    tests = TaskTests(run, stream.modules)
-    run.open()
-
-    def after_task(task, folder):
-        tests(task, folder)
-        factors.append(stream.modules["mean_var_norm"].factor.detach().clone())
-
-    stream.train(after_task)
-    tests.results()
-    assert torch.equal(stream.modules["mean_var_norm"].factor, Scale().factor)
-    assert not torch.equal(factors[0], factors[1]) and not torch.equal(factors[0], Scale().factor)
-    judged = lab.start_run(LinearProbe, JUDGE, f"--ssl_checkpoints_dir={run.folder}", *two)
-    modules, folders = judged.hparams["modules"], find_checkpoints(run.folder)
-    modules["mean_var_norm"] = Scale()
-    untrained = copy.deepcopy(modules["embedding_model"].state_dict())
-    evaluation = Evaluation(LinearProbe, judged)
-    evaluation.check(folders)
-    assert torch.equal(modules["mean_var_norm"].factor, factors[1])
-    evaluate_encoders(evaluation, folders, untrained)
-    assert torch.equal(modules["mean_var_norm"].factor, Scale().factor)
 
 
 # A probe from outside the tree

@@ -1,13 +1,13 @@
 """Weights in the layout of the published PANNs (arXiv 1912.10211), full of random numbers."""
 
 import functools
+import re
 
 import torch
+from speechbrain.lobes.models.Cnn14 import Cnn14, ConvBlock
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
 
-from models.pann import CNN14_CHANNELS
-
-NARROW = tuple(c // 16 for c in CNN14_CHANNELS)  # the same net, 256 times cheaper
+NARROW = (4, 8, 16, 32, 64, 128)  # a Cnn14, 256 times cheaper
 RATE, HOP, F_MAX = {512: 16000, 1024: 32000}, {512: 160, 1024: 320}, {512: 8000, 1024: 14000}  # by window
 
 
@@ -26,26 +26,29 @@ def front_end_state(window, f_min=50, n_mels=64):
     return {f"{part}.{name}": tensor for part, module in parts for name, tensor in module.state_dict().items()}
 
 
-def batch_norm_state(name, size, generator, mean=0.0, spread=1.0):
-    """Weights and statistics of a batch norm, all random, none at its initial value."""
-    return {
-        f"{name}.weight": 0.5 + torch.rand(size, generator=generator),
-        f"{name}.bias": 0.2 * torch.randn(size, generator=generator),
-        f"{name}.running_mean": mean + 0.2 * spread * torch.randn(size, generator=generator),
-        f"{name}.running_var": spread**2 * (0.5 + torch.rand(size, generator=generator)),
-        f"{name}.num_batches_tracked": torch.tensor(600000),
-    }
+def narrow_cnn14(n_mels=40, norm_type="bn"):
+    """SpeechBrain's Cnn14 with narrower blocks."""
+    model = Cnn14(mel_bins=n_mels, emb_dim=2048, norm_type=norm_type)
+    for i, (c_in, c_out) in enumerate(zip((1, *NARROW), NARROW, strict=False), start=1):
+        setattr(model, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))
+    return model
 
 
-def pann_state(window, channels=NARROW, **front_end):
-    """What is under "model" in a published file, by the names of the PANNs' code."""
+def published_name(name):
+    """norm0.weight -> bn0.weight, conv_block1.norm2.bias -> conv_block1.bn2.bias."""
+    return re.sub(r"norm(?=\d\.)", "bn", name)
+
+
+def pann_state(window, **front_end):
+    """What is under "model" in a published file, by the names of the PANNs' code; nothing is at its initial value."""
     generator = torch.Generator().manual_seed(window)
-    state = {**front_end_state(window, **front_end), **batch_norm_state("bn0", 64, generator, mean=-20, spread=20)}
-    for i, (c_in, c_out) in enumerate(zip((1, *channels), channels, strict=False), start=1):
-        for j, size in ((1, c_in), (2, c_out)):
-            weight = torch.randn(c_out, size, 3, 3, generator=generator) * (2 / (9 * size)) ** 0.5
-            state[f"conv_block{i}.conv{j}.weight"] = weight
-            state |= batch_norm_state(f"conv_block{i}.bn{j}", c_out, generator)
-    state["fc1.weight"], state["fc1.bias"] = torch.randn(8, channels[-1], generator=generator), torch.zeros(8)
-    state["fc_audioset.weight"], state["fc_audioset.bias"] = torch.randn(527, 8, generator=generator), torch.zeros(527)
-    return state
+    state = dict(front_end_state(window, **front_end))
+    for name, initial in narrow_cnn14(64).state_dict().items():
+        draw = torch.randn(initial.shape, generator=generator)
+        if initial.dim() == 4:
+            draw *= (2 / initial[0].numel()) ** 0.5
+        elif name.endswith(("weight", "running_var")):
+            draw = 0.5 + draw.abs()
+        state[published_name(name)] = draw if initial.is_floating_point() else torch.tensor(600000)
+    state |= {"bn0.running_mean": state["bn0.running_mean"] - 20, "bn0.running_var": 400 * state["bn0.running_var"]}
+    return state | {"fc1.weight": torch.ones(8, 128), "fc_audioset.weight": torch.ones(527, 8)}
