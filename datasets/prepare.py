@@ -64,19 +64,19 @@ class Data:
     def check_splits(self, needed: bool):
         """Say that the valid or test split, or some tasks of it, has no clips, before anything is trained.
 
-        A training that is `needed` to be validated and tested itself can't do without a split at all. One that only
-        hands its encoders to an evaluation, of maybe other data, is warned.
+        A training that is validated and tested itself (`needed`) can't do without clips of its first task. One that
+        only hands its encoders to an evaluation, of maybe other data, is warned.
 
         Raises
         ------
         InputError
         """
         for split in ("valid", "test"):
-            lacking = self.lacks(split)
-            if lacking and needed and self.split(split).empty:
-                raise InputError(f"{lacking}. Training picks its best epoch on valid and is tested on test.")
+            lacking, first = self.lacks(split), (self.split(split)["task"] == 0).any()
+            if lacking and needed and not first:
+                raise InputError(f"{lacking}. Training is validated on valid and tested on test, from task 0 on.")
             if lacking:
-                logger.warning("%s. linclf_train.py can't judge encoders on these tasks of it.", lacking)
+                logger.warning("%s. linclf_train.py needs clips of each task in train, valid and test.", lacking)
 
     def task_names(self) -> list[str]:
         """Return the class names of each task, joined: "siren, drill"."""

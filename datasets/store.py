@@ -148,9 +148,11 @@ class Clips:
 
     def __init__(self, data_folder, paths, lengths, sample_rate, bad, cut, cancelled, keep_cut):
         self.data_folder, self.paths, self.sample_rate = data_folder, paths, sample_rate
-        self.bad, self.cut = (bad, cut) if keep_cut else (bad | cut, {})
-        self.lengths = np.where([path in self.bad for path in paths], 0, lengths)
-        self.cancelled = [path for path in cancelled if path not in self.bad]
+        bad, cut = (bad, cut) if keep_cut else (bad | cut, {})
+        self.bad, self.cut = ({path: some[path] for path in paths if path in some} for some in (bad, cut))
+        self.lengths = np.where([path in bad for path in paths], 0, lengths)
+        cancelled = set(cancelled) - bad.keys()
+        self.cancelled = [path for path in paths if path in cancelled]
 
     def __len__(self):
         return len(self.paths)
