@@ -31,10 +31,12 @@ def by_formula(a, b):
     }
 
 
-def test_hand_worked_example():
-    expected = {"acc": 2.53 / 3, "average_incremental_accuracy": (80 + 78.5 + 253 / 3) / 300, "fwt": NAN}
-    expected |= {"bwt": 0.005, "forgetting": -0.005}
+def test_hand_worked_example_and_one_task_with_nothing_to_forget():
+    names = ("acc", "average_incremental_accuracy", "bwt", "forgetting", "fwt")
+    expected = dict(zip(names, (2.53 / 3, (0.8 + 0.785 + 2.53 / 3) / 3, 0.005, -0.005, NAN), strict=True))
     assert continual_metrics(HAND_WORKED) == pytest.approx(expected, nan_ok=True)
+    expected = dict(zip(names, (0.7, 0.7, NAN, NAN, NAN), strict=True))
+    assert continual_metrics([[0.7]], floor=[0.5]) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 5, 10])
@@ -64,11 +66,6 @@ def test_a_missing_cell_makes_nan_what_needs_it_and_nothing_else(i, j, unknown):
     table[i, j] = NAN
     metrics = continual_metrics(table, [0.1] * 4)
     assert {name for name, value in metrics.items() if math.isnan(value)} == unknown
-
-
-def test_one_task_has_an_accuracy_and_nothing_to_forget():
-    expected = {"acc": 0.7, "average_incremental_accuracy": 0.7, "bwt": NAN, "forgetting": NAN, "fwt": NAN}
-    assert continual_metrics([[0.7]], floor=[0.5]) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(("shape", "aligned"), [((10, 5), True), ((1, 5), True), ((5, 5), False)])
@@ -136,10 +133,3 @@ def test_a_table_comes_back_to_the_bit(tmp_path):
     assert np.array_equal(again, table, equal_nan=True) and names_again == names
     write_table(tmp_path / "t.csv", [[0.5, NAN], [0.25, 1.0]])
     assert (tmp_path / "t.csv").read_text() == "encoder,task0,task1\n0,0.5,\n1,0.25,1.0\n"
-
-
-@pytest.mark.parametrize("text", ["", "encoder,t\n", "a,b\n0,1\n", "encoder,t\n0,x\n", "encoder,t\n0,1,2\n"])
-def test_what_is_no_table_file_is_refused(tmp_path, text):
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(ValueError, match="no accuracy table"):
-        read_table(tmp_path / "t.csv")

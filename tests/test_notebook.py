@@ -118,17 +118,15 @@ def test_notebook_is_committed_without_outputs():
 
 def test_yaml_builds_the_encoder_as_the_demo_evaluation_does():
     """The same text from the features on, and the same random weights: the floor of linclf_train.py."""
-    evaluation = REPO / "hparams" / "demo" / "linclf_train.yaml"
-    mine, other = (file.read_text(encoding="utf-8").partition("# Log-mel features")[2] for file in (YAML, evaluation))
+    files = (YAML, REPO / "hparams" / "demo" / "linclf_train.yaml")
+    mine, other = (file.read_text(encoding="utf-8").partition("# Log-mel features")[2] for file in files)
     head = "classifier: !name:models.heads.Classifier\n  emb_dim: !ref <emb_dim>\n"
     assert mine and mine == other.replace(head, "").replace("debug_persistently: True\n", "")
-    configs = [load_config(str(file), "") for file in (YAML, evaluation)]
-    one, two = (config["embedding_model"].state_dict() for config in configs)
+    mine, other = (load_config(str(file), "") for file in files)
+    one, two = (config["embedding_model"].state_dict() for config in (mine, other))
     assert all(torch.equal(one[key], two[key]) for key in two)
-    assert {"ssl_checkpoints_dir", "csv_path"} <= configs[0].keys()
-    shared = configs[0].keys() & configs[1].keys() - {"output_folder"}
-    plain = {key for key in shared if isinstance(configs[1][key], (str, int, float, bool, type(None)))}
-    assert {key: configs[0][key] for key in plain} == {key: configs[1][key] for key in plain}
+    shared = {key for key in mine.keys() & other.keys() if isinstance(other[key], str | int | float | None)}
+    assert [key for key in shared if mine[key] != other[key]] == ["output_folder"]
 
 
 def test_notebook_computes_what_it_shows(executed, place, us8k_rows):
@@ -205,13 +203,12 @@ def table(tasks, classes_each=2, clips=6, splits=("train", "test")):
 def test_csvs_are_read_from_a_folder_a_file_and_a_glob(tmp_path):
     rows = table(2)
     rows.loc[rows["class_name"] == "class 00", "class_name"] = "NA"  # a name, no missing value
-    for (split, task), part in rows.groupby(["split", "task"]):
-        part.to_csv(tmp_path / f"{split}_task{task}_raw.csv", index=False)
+    for split, part in rows.groupby("split"):
+        part.to_csv(tmp_path / f"{split}_task0_raw.csv", index=False)
     rows.to_csv(tmp_path / "all.csv", index=False)
-    rows = rows.sort_values("wav_path", ignore_index=True)
     for source in ("all.csv", "", "*.csv"):  # the glob names every clip twice
         read = read_clips(str(tmp_path / source)).sort_values("wav_path", ignore_index=True)
-        pd.testing.assert_frame_equal(read, rows, check_dtype=False)
+        pd.testing.assert_frame_equal(read, rows.sort_values("wav_path", ignore_index=True), check_dtype=False)
     assert set(read_clips(str(tmp_path / "train_*.csv"))["split"]) == {"train"}
 
 
@@ -228,8 +225,6 @@ def test_every_task_gets_its_share_of_the_classes_and_clips_are_drawn_by_seed():
 @pytest.mark.parametrize(
     "splits, classes_shown, clips_per_class, what",
     [
-        (["train", "dev"], 10, 5, r"the CSVs have \[test, train\]"),
-        ([], 10, 5, r"splits is \[\]"),
         ("test", 10, 5, "splits is 'test'"),
         (["test"], 0, 5, "set both above 0"),
         (["test"], 10, -1, "set both above 0"),
@@ -350,7 +345,6 @@ def test_cka_is_the_normalised_hsic_of_the_gram_matrices_and_knows_no_rotation_a
 def test_nearest_point(rng):
     points = rng.standard_normal((30, 2))
     assert nearest(points, points[17] + 1e-6) == 17
-    assert nearest(points, (9, -9)) == cdist(points, [(9, -9)]).argmin()
 
 
 def drawn(figure):

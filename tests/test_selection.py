@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets.batches import EpochSampler, Mixup, NoMixup, ViewDataset, make_mixup, random_crop
 from datasets.esc50 import default_tasks
-from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept, parse_keep
+from datasets.selection import PROTOCOLS, current_and_replay, get_protocol, kept
 from datasets.tasks import assign_tasks, resolve_tasks, shuffled
 from utils.io.errors import InputError
 
@@ -95,25 +95,18 @@ def test_esc50_tasks_cover_every_class_once():
         assert sorted(itertools.chain(*tasks)) == list(range(sum(sizes))) and [len(task) for task in tasks] == sizes
 
 
-def test_replay_num_keep_is_a_number_or_all():
-    assert [parse_keep(value) for value in (0, "7", 12, "all", "ALL")] == [0, 7, 12, None, None]
-    for value in (-1, "some", 2.5, None, True):
-        with pytest.raises(InputError, match="replay_num_keep"):
-            parse_keep(value)
-
-
 def clips(rows, task=None):
     return set(rows["clip"] if task is None else rows["clip"][rows["task"] == task])
 
 
-@pytest.mark.parametrize("keep", [0, 3, 100, "all"])
+@pytest.mark.parametrize("keep", [0, "3", 100, "all", "ALL"])
 def test_replay_keeps_so_many_of_each_past_task_and_all_of_this_one(keep):
     rows = assigned()
     chosen = current_and_replay(rows, 2, keep, seed=1)
     assert not chosen["clip"].duplicated().any() and clips(chosen, 2) == clips(rows, 2)
     for past in (0, 1):
         size = len(clips(rows, past))
-        assert len(clips(chosen, past)) == (size if keep == "all" else min(keep, size))
+        assert len(clips(chosen, past)) == (size if keep in ("all", "ALL") else min(int(keep), size))
         assert clips(chosen, past) <= clips(rows, past)
 
 
@@ -142,11 +135,14 @@ def test_protocols_select_what_the_table_of_the_paper_says(name):
     assert clips(valid) == set().union(*(clips(rows, t) for t in tests))
 
 
-def test_unknown_protocol_and_an_empty_subset():
+def test_unknown_protocol_and_numbers_to_keep_are_refused():
     with pytest.raises(InputError, match="seen, subset, buffer, full"):
         get_protocol("lep")
     with pytest.raises(InputError, match="above 0"):
         PROTOCOLS["subset"].train(assigned(), 1, 0, 0)
+    for keep in (-1, "some", 2.5, None, True):
+        with pytest.raises(InputError, match="replay_num_keep"):
+            kept(assigned(), [0], keep, 0)
 
 
 class Ramps:
@@ -205,21 +201,16 @@ def test_mixup_picks_any_other_clip_and_switched_off_is_the_identity():
         make_mixup(True, 0.0)
 
 
-def test_the_number_of_workers_changes_no_item():
-    dataset, sampler = two_views(Mixup(0.4)), EpochSampler(8, seed=3, task=1)
-    sampler.set_epoch(4)
+def test_the_sampler_shuffles_anew_each_epoch_and_each_task_and_workers_change_no_item():
+    dataset, orders = two_views(Mixup(0.4)), set()
+    for task, epoch in itertools.product((0, 1), (1, 2)):
+        sampler = EpochSampler(8, seed=3, task=task)
+        sampler.set_epoch(epoch)
+        epochs, places = zip(*sampler, strict=True)
+        assert sorted(places) == list(range(8)) and set(epochs) == {epoch}
+        orders.add(places)
+    assert len(orders) == 4
     expected = torch.stack([dataset[key]["view1"] for key in sampler])
     for workers in (0, 2):
         loader = DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=workers)
         assert torch.equal(torch.cat([batch["view1"] for batch in loader]), expected)
-
-
-def test_the_sampler_shuffles_anew_each_epoch_and_each_task():
-    orders = set()
-    for task, epoch in itertools.product((0, 1), (1, 2)):
-        sampler = EpochSampler(20, seed=0, task=task)
-        sampler.set_epoch(epoch)
-        epochs, places = zip(*sampler, strict=True)
-        assert sorted(places) == list(range(20)) and set(epochs) == {epoch}
-        orders.add(places)
-    assert len(orders) == 4
