@@ -1,13 +1,13 @@
 """Published weights: files of the published layouts, full of random numbers, against the published forward pass."""
 
+import copy
 import os
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from speechbrain.lobes.models.Cnn14 import Cnn14, ConvBlock
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.Cnn14 import Cnn14
 
 from helpers.desk import Runs
 from helpers.lab import DEBUG
@@ -46,19 +46,6 @@ def published_embedding(state, wav):
     return x.max(dim=2).values + x.mean(dim=2)
 
 
-def narrow_cnn14(norm_type="bn"):
-    """SpeechBrain's Cnn14 with narrower blocks."""
-    model = Cnn14(mel_bins=40, emb_dim=2048, norm_type=norm_type)
-    for i, (c_in, c_out) in enumerate(zip((1, *NARROW), NARROW, strict=False), start=1):
-        setattr(model, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))
-    return model.state_dict()
-
-
-def narrow_ecapa():
-    sizes = {"channels": [128] * 4 + [384], "kernel_sizes": [5, 3, 3, 3, 1], "dilations": [1, 2, 3, 4, 1]}
-    return ECAPA_TDNN(40, lin_neurons=16, attention_channels=128, **sizes).state_dict()
-
-
 PUBLISHED = [(512, "pann_16k", "PANN Cnn14_16k"), (1024, "pann_32k", "PANN Cnn14")]
 
 
@@ -80,21 +67,16 @@ def test_a_published_file_fits_cnn14_and_demands_its_settings(window, front_end,
 
 
 @pytest.mark.parametrize(
-    ("state", "encoder"),
-    [
-        (lambda: {"model": narrow_cnn14("bn")}, lambda: PANN(40, NARROW, "bn")),
-        (lambda: narrow_cnn14("in"), lambda: PANN(40, NARROW, "in")),
-        (narrow_ecapa, lambda: make_encoder("ecapa_tiny", n_mels=40, emb_dim=16)),
-    ],
-    ids=["bn", "in", "ecapa"],
+    "make", [lambda: PANN(40, NARROW), lambda: PANN(40, NARROW, "in"), lambda: make_encoder("ecapa_tiny", 40, 16)]
 )
-def test_weights_of_speechbrains_encoders_are_taken_as_they_are(state, encoder, tmp_path):
-    """With the same weights, the outputs are the same: tests/test_models.py."""
-    state, encoder = state(), encoder()
-    pretrained = read_pretrained(save(state, tmp_path / "embedding_model.ckpt"))
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state}])
+def test_weights_of_speechbrains_encoders_are_taken_as_they_are(make, wrap, tmp_path):
+    """SpeechBrain's have the same names, shapes and outputs: tests/test_models.py."""
+    state, encoder = make().state_dict(), make()
+    pretrained = read_pretrained(save(wrap(state), tmp_path / "embedding_model.ckpt"))
     assert (pretrained.kind, pretrained.settings) == ("SpeechBrain", {})
     load_pretrained(pretrained, encoder)
-    torch.testing.assert_close(dict(encoder.state_dict()), dict(state.get("model", state)), rtol=0, atol=0)
+    torch.testing.assert_close(encoder.state_dict(), state, rtol=0, atol=0)
 
 
 def one_line(call, *args):
@@ -105,28 +87,27 @@ def one_line(call, *args):
     return str(caught.value)
 
 
+WAVEGRAM = {**pann_state(512), "pre_conv0.weight": torch.zeros(64, 1, 11)}  # as a Wavegram-Logmel-Cnn14 has
+CNN14 = PANN(40, NARROW).state_dict()
 MISFITS = [  # what the file holds, the encoder, and which weight is named
-    (lambda: {**pann_state(512), "pre_conv0.weight": torch.zeros(64, 1, 11)},  # as a Wavegram-Logmel-Cnn14 has
-     lambda: PANN(64, NARROW), "pre_conv0.weight is [64, 1, 11] there, missing here"),
-    (narrow_cnn14, lambda: PANN(40, (8, *NARROW[1:])),
-     "conv_block1.conv1.weight is [4, 1, 3, 3] there, [8, 1, 3, 3] here"),
-    (narrow_cnn14, lambda: PANN(80, NARROW), "norm0.weight is [40] there, [80] here"),
-    (narrow_cnn14, lambda: PANN(40, NARROW[:-1]), "conv_block6.conv1.weight is [128, 64, 3, 3] there, missing here"),
-    (narrow_cnn14, lambda: PANN(40, NARROW, "ln"), "norm0.running_mean is [40] there, missing here"),
-    (narrow_cnn14, lambda: make_encoder("ecapa_tiny", 40, 16),
-     "blocks.0.conv.conv.weight is missing there, [128, 40, 5] here"),
-]  # fmt: skip
+    (WAVEGRAM, lambda: PANN(64, NARROW), "pre_conv0.weight is [64, 1, 11] there, missing here"),
+    (CNN14, lambda: PANN(40, (8, *NARROW[1:])), "conv_block1.conv1.weight is [4, 1, 3, 3] there, [8, 1, 3, 3] here"),
+    (CNN14, lambda: PANN(80, NARROW), "norm0.weight is [40] there, [80] here"),
+    (CNN14, lambda: PANN(40, NARROW[:-1]), "conv_block6.conv1.weight is [128, 64, 3, 3] there, missing here"),
+    (CNN14, lambda: PANN(40, NARROW, "ln"), "norm0.running_mean is [40] there, missing here"),
+    (CNN14, lambda: make_encoder("ecapa_tiny", 40), "blocks.0.conv.conv.weight is missing there, [128, 40, 5] here"),
+]
 
 
 @pytest.mark.parametrize(("state", "encoder", "said"), MISFITS)
 def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(state, encoder, said, tmp_path):
-    path, encoder = save(state(), tmp_path / "w.pth"), encoder()
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    path, encoder = save(state, tmp_path / "w.pth"), encoder()
+    before = copy.deepcopy(encoder.state_dict())
     assert one_line(load_pretrained, path, encoder) == (
         f"{path} does not fit the encoder ({said}): "
         "set encoder, emb_dim, n_mels and emb_norm_type to what it was trained with"
     )
-    torch.testing.assert_close(dict(encoder.state_dict()), before, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("as_in_2019", [False, True])
