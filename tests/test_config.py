@@ -72,13 +72,9 @@ def elsewhere(tmp_path_factory, monkeypatch):
     ],
 )
 def test_what_is_typed_is_what_is_meant(key, typed, value):
-    run = configured(f"--{key}={typed}")
-    assert run.hparams[key] == value
+    assert configured(f"--{key}={typed}").hparams[key] == value
     if not typed.startswith("-x"):
-        as_split = [f"--{key}", *typed.split(" ")]  # by a shell, without quotes
-        assert parse_arguments("", [str(TRAIN_YAML), "--data_folder=d", *SMALL, *as_split])[2] == run.overrides or (
-            configured(*as_split).hparams[key] == value
-        )
+        assert configured(f"--{key}", *typed.split(" ")).hparams[key] == value  # as a shell splits it without quotes
 
 
 @pytest.mark.parametrize("typed", ["café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2"])
