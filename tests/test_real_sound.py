@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not os.path.isdir(ESC10), reason=f"no ESC-10 in 
 
 
 def test_esc10_has_its_published_splits():
-    rows, classes = load(ESC10, esc10_only=True)
+    rows, classes, _ = load(ESC10, esc10_only=True)
     assert rows["split"].value_counts().to_dict() == {"train": 240, "valid": 80, "test": 80}
     assert classes[:3] == ["dog", "rooster", "rain"] and len(classes) == 10
     assert (rows.groupby(["split", "class_name"]).size().unstack() > 0).all(axis=None)
