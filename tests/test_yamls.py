@@ -1,0 +1,52 @@
+"""The YAMLs of hparams/ are self-contained: what their copies have in common."""
+
+import re
+
+import pytest
+import ruamel.yaml
+
+from helpers.lab import REPO
+from utils.run.keys import ENCODER_KEYS
+
+TRAINERS = ("supclr", "simclr", "simsiam", "sup")
+DATASETS = ("us8k", "tau19", "vgg", "esc50", "demo", "")  # the last: YAMLs at the root
+MAY_DIFFER = {"output_base", "data_folder", "dataset", "task_classes", "encoder", "emb_dim", "number_of_epochs"}
+MAY_DIFFER |= {"warmup_epochs"}
+OWN = {"esc50": {"esc10_only"}, "tau19": {"valid_from"}, "vgg": {"n_tasks"}}  # keys of one data set
+
+
+def plain_yaml(dataset, name):
+    """{key: its YAML text}, references as they are."""
+    path = REPO / "hparams" / dataset / f"{name}_train.yaml"
+    text = re.sub(r"\s+#.*", "", path.read_text())
+    blocks = re.split(r"\n(?=[A-Za-z_]\w*:)", "\n" + text)
+    found = {block.partition(":")[0]: block.partition(":")[2].strip() for block in blocks[1:]}
+    assert set(found) == set(ruamel.yaml.YAML(typ="rt").load(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("name", [*TRAINERS, "linclf"])
+def test_copies_of_a_yaml_differ_only_where_they_may(name):
+    if name == "linclf":
+        may_differ = MAY_DIFFER | {"ssl_checkpoints_dir", "standardise"}
+    else:
+        may_differ = MAY_DIFFER | {"lr", "train_duration", "num_workers", "mask_fill"}
+    datasets = [dataset for dataset in DATASETS if dataset or name != "supclr"]
+    assert len(list(REPO.glob(f"hparams/**/{name}_train.yaml"))) == len(datasets)
+    first = plain_yaml("us8k", name)
+    for dataset in datasets:
+        copy = plain_yaml(dataset, name)
+        assert set(copy) - set(first) == OWN.get(dataset, set()) and not set(first) - set(copy)
+        few = {"replay_num_keep"} if dataset == "demo" and name != "linclf" else set()  # few clips, few steps
+        assert {key for key in first if copy[key] != first[key]} <= may_differ | few
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_an_encoder_is_judged_with_the_settings_that_it_was_trained_with(dataset, kind):
+    if not dataset and kind == "supclr":
+        pytest.skip("supclr_train.py has no YAML at the root")
+    train, judge = plain_yaml(dataset, kind), plain_yaml(dataset, "linclf")
+    train["embedding_model"] = train["embedding_model"].replace("\n  weights: !ref <pretrained_weights>", "")
+    shared = {*ENCODER_KEYS, "dataset", "task_classes", "data_folder", "store_folder", "seed", "embedding_model"}
+    assert {key: train[key] for key in shared} == {key: judge[key] for key in shared}
