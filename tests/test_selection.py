@@ -84,7 +84,7 @@ def test_shuffled_is_drawn_by_the_seed_from_the_labels():
 def test_tasks_from_a_function_of_the_labels_that_have_clips():
     rows = table()
     rows = rows[rows["class_name"] != "class3"]
-    assert resolve_tasks(rows, CLASSES, lambda labels: [labels[-2:], labels[:3]]) == [[4, 5], [0, 1, 2]]
+    assert resolve_tasks(rows, CLASSES, lambda labels: [labels[3:], labels[:1]]) == [[4, 5], [0]]
     from_function = assign_tasks(rows, CLASSES, lambda labels: [labels[3:]])
     pd.testing.assert_frame_equal(from_function, assign_tasks(rows, CLASSES, [(4, 5)]))
 
