@@ -108,11 +108,10 @@ def test_speechbrains_other_ways_to_choose_stay(tmp_path, model):
     checkpointer = AtomicCheckpointer(tmp_path, {"model": model})
     for accuracy in (0.5, 0.9, 0.7):
         save(checkpointer, model, accuracy, meta={"acc": accuracy})
-    assert checkpointer.find_checkpoint(max_key="acc").meta["acc"] == 0.9
-    assert checkpointer.find_checkpoint(min_key="acc").meta["acc"] == 0.5
-    assert checkpointer.find_checkpoint(importance_key=lambda c: -c.meta["acc"]).meta["acc"] == 0.5
-    assert checkpointer.find_checkpoint(importance_key=ckpt_recency).meta["acc"] == 0.7
-    assert checkpointer.find_checkpoint(ckpt_predicate=lambda c: c.meta["acc"] > 0.8).meta["acc"] == 0.9
+    for how, wanted in (({"max_key": "acc"}, 0.9), ({"min_key": "acc"}, 0.5), ({"importance_key": ckpt_recency}, 0.7),
+                        ({"importance_key": lambda checkpoint: -checkpoint.meta["acc"]}, 0.5),
+                        ({"ckpt_predicate": lambda checkpoint: checkpoint.meta["acc"] > 0.8}, 0.9)):  # fmt: skip
+        assert checkpointer.find_checkpoint(**how).meta["acc"] == wanted
     assert len(checkpointer.find_checkpoints(max_num_checkpoints=2)) == 2
 
 

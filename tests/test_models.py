@@ -23,9 +23,6 @@ def random(*shape, seed=0, **kwargs):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kwargs)
 
 
-# Losses
-
-
 @pytest.mark.parametrize("n, temperature", [(2, 0.1), (5, 0.1), (5, 0.5), (5, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nt_xent_equals_the_formula(n, temperature, dtype):
@@ -43,9 +40,6 @@ def test_soft_cross_entropy_equals_the_formula():
     logits, probs = random(4, 3), random(4, 3, seed=1).softmax(1)
     expected = -(probs * (logits.exp() / logits.exp().sum(1, keepdim=True)).log()).sum(1).mean()
     assert SoftCrossEntropy()(logits, probs).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-# PANN
 
 
 @pytest.mark.parametrize("norm_type", ["bn", "in", "ln"])
@@ -96,13 +90,9 @@ def test_dropout_sets_its_share_to_0_everywhere_and_scales_the_rest(memory_forma
 
 
 def test_dropout_of_scattered_memory_or_an_extreme_rate_is_pytorchs():
-    x = torch.ones(6, 40, 10).transpose(0, 2)[::2]
-    assert set(pann._dropout(x, 0.5).unique().tolist()) == {0.0, 2.0}
+    assert set(pann._dropout(torch.ones(6, 40, 10).transpose(0, 2)[::2], 0.5).unique().tolist()) == {0.0, 2.0}
     for rate in (0.0, 1.0):
         assert pann._dropout(torch.ones(50), rate).tolist() == [1.0 - rate] * 50
-
-
-# ECAPA-TDNN
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -128,6 +118,7 @@ def test_ecapa_equals_speechbrains(training, monkeypatch):
             assert (found - wanted).abs().max() <= 1e-9 * max(wanted.abs().max(), 1e-3)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_ecapa_of_half_precision_pools_in_single(dtype):
     """In half precision the frames' squares overflow, or their deviation is lost."""
@@ -136,12 +127,24 @@ def test_ecapa_of_half_precision_pools_in_single(dtype):
     found = ecapa._statistics(x, torch.zeros(2, 400, 1, dtype=dtype), mask, 1e-12)
     wanted = [torch.cat([part.mean(0), part.std(0, unbiased=False)]) for part in (x[0].double(), x[1, :100].double())]
     assert found.dtype == torch.float32 and torch.allclose(found.double(), torch.stack(wanted), rtol=1e-4)
-
-
-def test_ecapa_in_single_precision_is_within_rounding_of_double():
-    encoder, features = make_encoder("ecapa_tiny", n_mels=80, emb_dim=24), random(32, 201, 80)
-    found = encoder(features)
-    assert (found - encoder.double()(features.double())).abs().max() < 1e-4 * found.abs().max()
+=======
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_weighted_moments_and_their_gradient_are_those_of_the_formula(clips, monkeypatch):
+    """Also where a part of the clips is pooled at a time; half precision is pooled in single."""
+    monkeypatch.setattr(ecapa, "_clips_in_cache", lambda x: clips)
+    x, logits = random(2, 3, 6, 5, dtype=torch.float64).requires_grad_().unbind()
+    mask = (torch.arange(6) < torch.tensor([6, 4, 1]).unsqueeze(1)).unsqueeze(2)
+    for given, atol in (((x, logits), 1e-12), (((x + 30).bfloat16(), logits.bfloat16()), 1e-5)):
+        found, (exact, logit) = WeightedMoments.apply(*given, mask), (tensor.double() for tensor in given)
+        weight = logit.exp() * mask / (logit.exp() * mask).sum(1, keepdim=True)
+        mean = (weight * exact).sum(1)
+        for moment, wanted in zip(found, (mean, (weight * exact**2).sum(1) - mean**2), strict=True):
+            torch.testing.assert_close(moment.double(), wanted, rtol=1e-6, atol=atol)
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, logits)]
+    assert torch.autograd.gradcheck(lambda *a: WeightedMoments.apply(*a, mask), inputs)
+    even = torch.zeros(3, 6, 1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a: WeightedMoments.apply(a, even, mask), inputs[:1])
+>>>>>>> h-diet-b
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -150,26 +153,20 @@ def test_ecapas_squeeze_of_half_precision_does_not_overflow(dtype):
     assert torch.allclose(ecapa._mean(x, mask), torch.full((2, 3), 100.0), rtol=torch.finfo(dtype).eps)
 
 
-# All encoders
-
-
 @pytest.mark.parametrize("name", ["pann_tiny", "ecapa_tiny"])
 def test_a_training_step_of_an_encoder_compiles_to_one_graph(name):
     encoder = make_encoder(name, n_mels=20, emb_dim=24)
-    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)  # 3 times as fast as with "aot_eager"
     compiled(torch.randn(2, 31, 20), torch.ones(2)).sum().backward()
     assert all(weight.grad is not None for weight in encoder.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n not in ("cnn14", "ecapa")])
-def test_encoders_map_features_of_any_length_to_embeddings(name):
-    encoder = make_encoder(name, n_mels=80, emb_dim=24).eval()
-    for frames in (10 if name.startswith("ecapa") else 3, 40):  # an ECAPA-TDNN reflects up to 4 frames
-        assert encoder(torch.randn(2, frames, 80), torch.ones(2)).shape == (2, 1, 24)
-
-
-def test_an_encoder_from_outside_the_registry_is_named_by_its_class():
-    assert encoder_name(torch.nn.Linear(1, 1)) == "Linear"
+def test_encoders_map_features_of_any_length_to_embeddings():
+    for name in ENCODERS.keys() - {"cnn14", "ecapa"}:
+        encoder = make_encoder(name, n_mels=80, emb_dim=24).eval()
+        for frames in (10 if name.startswith("ecapa") else 3, 40):  # an ECAPA-TDNN reflects up to 4 frames
+            assert encoder(torch.randn(2, frames, 80), torch.ones(2)).shape == (2, 1, 24)
+    assert (encoder_name(encoder), encoder_name(torch.nn.Linear(1, 1))) == (name, "Linear")
 
 
 @pytest.mark.parametrize(
@@ -190,16 +187,12 @@ def test_what_can_not_be_is_said(call, said):
         call()
 
 
-# Heads and norms
-
-
 @pytest.mark.parametrize("norm_type", list(NORMS))
 def test_heads_have_the_shapes_of_the_paper(norm_type):
     h = torch.randn(6, 16)
     projector, predictor = Projector(16, norm_type), Predictor(16, norm_type)
     linear = [tuple(m.weight.shape) for m in (*projector, *predictor) if isinstance(m, torch.nn.Linear)]
-    assert linear == [(16, 16), (16, 16), (4, 16), (16, 4)]
-    assert predictor[0].bias is None
+    assert linear == [(16, 16), (16, 16), (4, 16), (16, 4)] and predictor[0].bias is None
     assert predictor(projector(h)).shape == (6, 16)
     assert Classifier(16, 10)(h).shape == (6, 10)
 
@@ -211,9 +204,6 @@ def test_norms_normalise_over_their_dimension():
         assert out.mean(dim).abs().max() < 1e-4
         assert (out.std(dim, unbiased=False) - 1).abs().max() < 1e-3
     assert torch.equal(make_norm("id", 32)(x), x)
-
-
-# Augmentation
 
 
 @pytest.mark.parametrize("fill", ["zeros", "mean"])
