@@ -118,7 +118,6 @@ def test_ecapa_equals_speechbrains(training, monkeypatch):
             assert (found - wanted).abs().max() <= 1e-9 * max(wanted.abs().max(), 1e-3)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_ecapa_of_half_precision_pools_in_single(dtype):
     """In half precision the frames' squares overflow, or their deviation is lost."""
@@ -127,24 +126,6 @@ def test_ecapa_of_half_precision_pools_in_single(dtype):
     found = ecapa._statistics(x, torch.zeros(2, 400, 1, dtype=dtype), mask, 1e-12)
     wanted = [torch.cat([part.mean(0), part.std(0, unbiased=False)]) for part in (x[0].double(), x[1, :100].double())]
     assert found.dtype == torch.float32 and torch.allclose(found.double(), torch.stack(wanted), rtol=1e-4)
-=======
-@pytest.mark.parametrize("clips", [1, 2, 3])
-def test_weighted_moments_and_their_gradient_are_those_of_the_formula(clips, monkeypatch):
-    """Also where a part of the clips is pooled at a time; half precision is pooled in single."""
-    monkeypatch.setattr(ecapa, "_clips_in_cache", lambda x: clips)
-    x, logits = random(2, 3, 6, 5, dtype=torch.float64).requires_grad_().unbind()
-    mask = (torch.arange(6) < torch.tensor([6, 4, 1]).unsqueeze(1)).unsqueeze(2)
-    for given, atol in (((x, logits), 1e-12), (((x + 30).bfloat16(), logits.bfloat16()), 1e-5)):
-        found, (exact, logit) = WeightedMoments.apply(*given, mask), (tensor.double() for tensor in given)
-        weight = logit.exp() * mask / (logit.exp() * mask).sum(1, keepdim=True)
-        mean = (weight * exact).sum(1)
-        for moment, wanted in zip(found, (mean, (weight * exact**2).sum(1) - mean**2), strict=True):
-            torch.testing.assert_close(moment.double(), wanted, rtol=1e-6, atol=atol)
-    inputs = [tensor.detach().requires_grad_() for tensor in (x, logits)]
-    assert torch.autograd.gradcheck(lambda *a: WeightedMoments.apply(*a, mask), inputs)
-    even = torch.zeros(3, 6, 1, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a: WeightedMoments.apply(a, even, mask), inputs[:1])
->>>>>>> h-diet-b
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
