@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO
 
+REPO = Path(__file__).parents[1]
 COMMAND = re.compile(r"^ {4}(python -m utils\.\S.*?)(?: {2,}.*)?$", re.MULTILINE)  # a comment may follow
 FIGURES = {  # of the benchmark, by part
     "store": ("decoding, one core", "building the store", "two views from the store, 2 workers"),

@@ -149,6 +149,7 @@ def test_what_has_no_place_in_the_table_is_refused(tmp_path):
         ("metrics", {"seed": "x"}),
         ("metrics", {"metrics": 0.5}),
         ("metrics", {"train_seconds": "long"}),
+        ("metrics", {"train_seconds": 10**400}),
         ("metrics", {"classes_grow": "yes"}),
         ("settings", None),
     ],

@@ -1,6 +1,5 @@
 """What the parts of the benchmark share: synthetic clips, processes of their own, and the scripts run inside these."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -131,14 +130,10 @@ class Bench:
 
     def judge(self, save_folder, name, *arguments):
         """Judge saved encoders of the trainer in this process, by linclf_train.py; return the run folder."""
-        trained = json.loads((Path(save_folder).resolve().parent / "settings.json").read_text())
-        shared = ("encoder", "emb_dim", "emb_norm_type", "sample_rate", "n_mels", "front_end", "mean_norm")
-        given = [f"--{key}={trained[key]}" for key in shared if key in trained]
+        given = [f"--ssl_checkpoints_dir={save_folder}", *arguments]
         if epochs := self.sizes.probe_epochs:
             given += [f"--number_of_epochs={epochs}", "--warmup_epochs=1"]
-        yaml = REPO / "hparams/us8k/linclf_train.yaml"
-        given += [f"--ssl_checkpoints_dir={save_folder}", *arguments]
-        return self._run(str(REPO / "linclf_train.py"), yaml, name, *given)
+        return self._run(str(REPO / "linclf_train.py"), REPO / "hparams/us8k/linclf_train.yaml", name, *given)
 
     def _run(self, script, yaml, name, *arguments):
         base = self.work / f"runs-{os.getpid()}"
