@@ -8,15 +8,14 @@ from speechbrain.lobes.models.Cnn14 import Cnn14, ConvBlock
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
 
 NARROW = (4, 8, 16, 32, 64, 128)  # a Cnn14, 256 times cheaper
-RATE, HOP, F_MAX = {512: 16000, 1024: 32000}, {512: 160, 1024: 320}, {512: 8000, 1024: 14000}  # by window
+RATE, HOP, F_MAX = {512: 16000, 1024: 32000}, {512: 160, 1024: 320}, {512: 8000, 1024: 14000}  # by window, samples
 
 
 def extractors(window, f_min=50, n_mels=64):
-    """The published front end for a window: Cnn14_16k's, Cnn14's, or of 256 samples Cnn14_8k's."""
-    rate, hop, f_max = RATE.get(window, 8000), HOP.get(window, 80), F_MAX.get(window, 4000)
-    spectrogram = Spectrogram(n_fft=window, hop_length=hop, win_length=window, window="hann", center=True)
-    logmel = LogmelFilterBank(sr=rate, n_fft=window, n_mels=n_mels, fmin=f_min, fmax=f_max, ref=1.0, top_db=None)
-    return spectrogram, logmel
+    """The published front end for a window: Cnn14_16k's or Cnn14's."""
+    limits = {"n_mels": n_mels, "fmin": f_min, "fmax": F_MAX[window], "ref": 1.0, "top_db": None}
+    spectrogram = Spectrogram(n_fft=window, hop_length=HOP[window], win_length=window, window="hann", center=True)
+    return spectrogram, LogmelFilterBank(sr=RATE[window], n_fft=window, **limits)
 
 
 @functools.cache
