@@ -19,7 +19,8 @@ PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay
 TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data")
 PROTOCOL = ("protocol_title", "classes_grow")
 # Settings that are no condition: they name a row or a column of the table, or say where files are.
-NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "data_folder")
+NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "encoders",
+         "data_folder")  # fmt: skip
 
 
 @dataclass(frozen=True)
