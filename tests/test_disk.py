@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from torch.utils.data import DataLoader
 
 from datasets.store import open_store
 from helpers.checks import assert_same_bits
@@ -47,25 +46,22 @@ def file_size_limit(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class SmallDisk:
-    """A file system in memory."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def mount(self, *options):
-        return subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.folder)])
-
-
 @pytest.fixture
 def small_disk(tmp_path):
-    """One of 64 kB. Making one is for root; root is who can't be kept from writing by a folder's mode."""
-    disk = SmallDisk(tmp_path / "disk")
-    disk.folder.mkdir()
-    if os.geteuid() or disk.mount("size=64k").returncode:
+    """A folder with 64 kB of room, and a function that mounts it anew with other options.
+
+    Mounting is for root; root is who can't be kept from writing by a folder's mode.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(folder)]).returncode
+
+    if os.geteuid() or mount("size=64k"):
         pytest.skip("mounting a small disk is not allowed here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk.folder)], check=True)
+    yield folder, mount
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def damaged_copies(path, rng, most):
@@ -95,15 +91,16 @@ def test_every_error_of_a_disk_is_one_line(capsys, number):
 
 
 def test_full_disk_leaves_the_old_file(small_disk):
-    path = small_disk.folder / "table.csv"
+    folder, mount = small_disk
+    path = folder / "table.csv"
     write_atomically(path, "old")
     with pytest.raises(OSError) as caught:
         write_atomically(path, "new" * 100_000)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
-    assert path.read_text() == "old" and os.listdir(small_disk.folder) == ["table.csv"]
-    small_disk.mount("remount", "size=1m")
+    assert path.read_text() == "old" and os.listdir(folder) == ["table.csv"]
+    mount("remount", "size=1m")
     write_atomically(path, "new" * 100_000)
-    small_disk.mount("remount", "ro")
+    mount("remount", "ro")
     with pytest.raises(OSError, match="table.csv") as caught:
         write_atomically(path, "newer")
     assert caught.value.errno == errno.EROFS and path.read_text() == "new" * 100_000
@@ -271,15 +268,16 @@ def test_training_goes_on_once_a_file_may_be_large_enough(trained, desk):
 
 
 def test_training_goes_on_once_the_disk_has_room(trained, desk, small_disk):
-    desk.runs = small_disk.folder / "runs"
-    small_disk.mount("remount", "ro")
+    folder, mount = small_disk
+    desk.runs = folder / "runs"
+    mount("remount", "ro")
     assert_refused(desk.run(desk.train_args()), desk.runs, "Set output_base to another folder")
     whole = sum(path.stat().st_size for path in (trained / RUN).glob("save/task0/*/*"))
-    small_disk.mount("remount", "rw", f"size={2 * whole // 1024 + 64}k")
+    mount("remount", "rw", f"size={2 * whole // 1024 + 64}k")
     full = "No space left on device. What was saved before is whole: free space"
-    assert_refused(desk.run(desk.train_args()), small_disk.folder, full)
+    assert_refused(desk.run(desk.train_args()), folder, full)
     assert not list(desk.runs.glob("*/save/task*/.writing*"))
-    small_disk.mount("remount", "size=100m")
+    mount("remount", "size=100m")
     assert "trained already" in assert_goes_on(desk, trained)
 
 
@@ -329,34 +327,28 @@ def test_no_damaged_sample_is_used(simple, tmp_path, caplog):  # noqa: F811
         assert not list((tmp_path / "stores").glob("*/store.json"))
 
 
-@pytest.fixture
-def flipped(simple, tmp_path):  # noqa: F811
-    """(data folder, paths, store) with a damaged sample in the first clip."""
+def test_damage_that_a_worker_finds_is_mended_or_one_line(simple, tmp_path, capsys):  # noqa: F811
+    """Where the source has changed too, the clip can't be mended."""
     data, paths = simple
     open_store(data, paths, store_folder=str(tmp_path / "stores"))
     (file,) = (tmp_path / "stores").glob("*/samples*")
     flip(file, 40, 5)
-    return data, paths, open_store(data, paths, store_folder=str(tmp_path / "stores"))
-
-
-def test_workers_of_a_loader_use_no_damaged_sample(flipped):
-    data, paths, store = flipped
-    expected = Crops(open_store(data, paths, store_folder=None))
-    for _ in range(2):
-        loader = DataLoader(Crops(store), batch_size=None, num_workers=2, multiprocessing_context="fork")
-        for wanted, found in zip(expected, loader, strict=False):
-            np.testing.assert_array_equal(np.asarray(found), wanted)
-
-
-def test_damage_that_a_worker_finds_is_one_line(flipped, capsys):
-    """Where the source has changed too, the clip can't be mended."""
-    data, paths, store = flipped
+    store = open_store(data, paths, store_folder=str(tmp_path / "stores"))
+    for wanted, found in zip(Crops(open_store(data, paths, store_folder=None)), load(store, 2), strict=True):
+        np.testing.assert_array_equal(np.asarray(found), wanted)
+    store = open_store(data, paths, store_folder=str(tmp_path / "stores"))
+    flip(file, 40, 5)
     os.replace(os.path.join(data, paths[1]), os.path.join(data, paths[0]))
     for spoil, words in ((lambda: None, f"and {paths[0]} has changed: start again"),
                          (lambda: os.unlink(os.path.join(data, paths[0])), "no such file")):  # fmt: skip
         spoil()
-        loader = SaveableDataLoader(Crops(store), batch_size=None, num_workers=1)
-        with pytest.raises(SystemExit) as stop, user_errors(), workers_ended(loader):
-            list(itertools.islice(loader, 6))
+        with pytest.raises(SystemExit) as stop, user_errors():
+            load(store, 1)
         said = capsys.readouterr().err
         assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and words in said
+
+
+def load(store, workers):
+    loader = SaveableDataLoader(Crops(store), batch_size=None, num_workers=workers)
+    with workers_ended(loader):
+        return list(itertools.islice(loader, 6))
