@@ -114,7 +114,7 @@ def load_index(plan: StorePlan) -> dict[str, np.ndarray]:
     if manifest.get("fingerprint") != plan.fingerprint:
         raise UnusableStore(_what_changed(plan, manifest), logging.INFO)
     if manifest.get("index_version") != INDEX_VERSION:
-        raise UnusableStore("an earlier version built it, which looked for less that is wrong with clips", logging.INFO)
+        raise UnusableStore("an earlier version built it, which checked clips for less", logging.INFO)
     expected = manifest.get("samples_bytes")
     try:
         found = os.path.getsize(plan.samples_path)

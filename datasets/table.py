@@ -137,7 +137,7 @@ def read_metadata(
         meta[column] = meta[column].str.partition(".")[0].astype(int)
     for column in flags:
         values = meta[column].str.lower().map(FLAGS)
-        refuse(path, meta, values.isna(), f"a {column} that is neither True nor False", header)
+        refuse(path, meta, values.isna(), f"a value of {column} that is neither True nor False", header)
         meta[column] = values.astype(bool)
     names = meta[columns[0]]
     refuse(path, meta, names.str.contains(LEAVES), f"a {columns[0]} that leaves the data folder", header)
@@ -191,7 +191,7 @@ def refuse(path: str | os.PathLike, meta: pd.DataFrame, bad: pd.Series, what: st
     """
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        line, cells = meta.index[row] + 1 + header, _cut(list(meta.iloc[row]))
+        line, cells = meta.index[row] + 1 + header, _cut(list(map(str, meta.iloc[row])))
         raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {cells}")
 
 

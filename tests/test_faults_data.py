@@ -14,6 +14,7 @@ from datasets.audio import load_mono
 from datasets.prepare import prepare
 from datasets.store import open_store
 from helpers.datasets import SCENES, tau19_names, vgg_clips, vgg_file, write_tau19, write_vgg
+from helpers.lab import REPO
 from linclf_train import LinearProbe
 from sup_train import Supervised
 from supclr_train import SupCLR
@@ -184,9 +185,14 @@ def test_a_store_of_before_is_looked_through_for_cut_files(tmp_path, caplog):
     assert "an earlier version built it" in caplog.text
 
 
-def test_unknown_cut_audio(tmp_path):
+def test_cut_audio_is_one_of_two_and_may_be_missing_in_a_yaml(lab, tmp_path):
+    with pytest.raises(InputError, match="cut_audio is 'maybe': choose one of refuse, keep"):
+        lab.load("us8k/supclr_train.yaml", "--cut_audio=maybe")
     with pytest.raises(InputError, match="cut_audio is 'maybe': choose one of refuse, keep"):
         open_store(tmp_path, ["a.wav"], cut_audio="maybe")
+    text = (REPO / "hparams/us8k/supclr_train.yaml").read_text()
+    (tmp_path / "old.yaml").write_text("".join(line for line in text.splitlines(True) if "cut_audio" not in line))
+    assert len(lab.start_run(SupCLR, tmp_path / "old.yaml", f"--output_base={tmp_path}").data.rows) == 100
 
 
 def sizes(riff, data):
@@ -468,9 +474,9 @@ def test_metadata_as_spreadsheets_write_it(tmp_path, how):
 
 
 BAD_METADATA = {
-    "flag in German": ({"table": flagged("True", "FALSCH")}, "line 3: a esc10 that is neither True nor False"),
+    "flag in German": ({"table": flagged("True", "FALSCH")}, "line 3: a value of esc10 that is neither True nor False"),
     "flag missing": ({"table": flagged("True", " ")}, "line 3: no esc10 (5 such rows)"),
-    "flag after an empty row": ({"table": [*ESC50, [""] * 5, [*ESC50[1][:4], "?"]]}, "line 13: a esc10"),
+    "flag after an empty row": ({"table": [*ESC50, [""] * 5, [*ESC50[1][:4], "?"]]}, "line 13: a value of esc10"),
     "semicolons": ({"sep": ";"}, "columns are separated by semicolons: save it with commas"),
     "tabs": ({"sep": "\t"}, "columns are separated by tabs: save it with commas"),
     "more cells": ({"table": [ESC50[0], *([*row, "x"] for row in ESC50[1:])]}, "more cells in a row than column names"),

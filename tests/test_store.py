@@ -331,20 +331,6 @@ def test_skip_bad_audio(simple, stores, caplog):
         open_store(data, mixed, store_folder=stores)
 
 
-def test_cut_short_wav_has_the_length_of_what_is_there(simple, stores):
-    """A header that promises more than there is, in a file that can still be read."""
-    data, paths = simple
-    sf.write(os.path.join(data, "cut.mp3"), np.random.default_rng(0).uniform(-0.5, 0.5, 44100), 44100)
-    os.truncate(os.path.join(data, "cut.mp3"), os.path.getsize(os.path.join(data, "cut.mp3")) // 2)
-    os.truncate(os.path.join(data, paths[5]), 5000)
-    live, store = (
-        open_store(data, [*paths, "cut.mp3"], store_folder=folder, cut_audio="keep") for folder in (None, stores)
-    )
-    np.testing.assert_array_equal(live.lengths, store.lengths)
-    assert 0 < store.lengths[6] < 12000 and store.lengths[5] == (5000 - 44) // 2
-    np.testing.assert_array_equal(live.read(6), store.read(6))
-
-
 def test_no_good_clip_no_clip_no_folder(simple, stores):
     with pytest.raises(InputError, match="is the data folder right"):
         open_store(simple[0], ["a.wav", "b.wav"], store_folder=stores, skip_bad_audio=True)
