@@ -33,6 +33,7 @@ from datasets.audio import BadAudio, load_mono, map_files, mono_length, quantise
 from datasets.store_build import load_or_build, refuse_bad
 from datasets.store_files import SAMPLE_TYPE, StorePlan, stat_files
 from utils.io.errors import InputError
+from utils.io.places import cache_path, home_path
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def open_store(
         `data_folder` is missing; clips are bad (all are listed), or none is good; `store_folder` can't be written, has
         no room, or holds a store of another rate or format.
     """
-    data_folder = os.path.realpath(os.path.expanduser(data_folder))
+    data_folder = os.path.realpath(home_path(data_folder, "data_folder"))
     if not os.path.isdir(data_folder):
         raise InputError(f"data_folder={data_folder} is not a folder: set it to where the dataset is")
     paths = [os.fspath(path) for path in wav_paths]
@@ -89,7 +90,7 @@ def open_store(
     if store_folder is None:
         clips = LiveAudio(data_folder, paths, sample_rate, progress)
     else:
-        plan = StorePlan.make(data_folder, paths, sample_rate, os.path.expanduser(store_folder), name)
+        plan = StorePlan.make(data_folder, paths, sample_rate, cache_path(store_folder), name)
         clips = AudioStore(plan, paths, load_or_build(plan, skip_bad_audio, progress))
     refuse_bad(clips.bad, len(set(paths)), skip_bad_audio)
     if clips.bad:
