@@ -26,6 +26,7 @@ from datasets.demo_sounds import CLASSES, delay
 from datasets.table import Table
 from utils.io.errors import InputError
 from utils.io.files import atomic_folder, read_json
+from utils.io.streams import mend_streams
 
 FOLDS = 10
 COLUMNS = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
@@ -140,6 +141,7 @@ def _write_clip(folder, seed, class_id, number, max_duration):
 
 def main():
     """Write a set, as the command line says, and print in one line what it is."""
+    mend_streams()
     parser = argparse.ArgumentParser(
         prog="python -m datasets.demo", description="Write synthetic urban sounds in UrbanSound8K's layout."
     )

@@ -34,6 +34,7 @@ from datasets.bad_audio import refuse_bad
 from datasets.store_build import load_or_build
 from datasets.store_files import SAMPLE_TYPE, StorePlan, stat_files
 from utils.io.errors import InputError
+from utils.io.places import cache_path, home_path
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def open_store(
     if cut_audio not in CUT_AUDIO:
         raise InputError(f"cut_audio is {cut_audio!r}: choose one of {', '.join(CUT_AUDIO)}.")
     keep_cut = cut_audio == "keep"
-    data_folder = os.path.realpath(os.path.expanduser(data_folder))
+    data_folder = os.path.realpath(home_path(data_folder, "data_folder"))
     if not os.path.isdir(data_folder):
         raise InputError(f"data_folder={data_folder} is not a folder: set it to where the dataset is")
     paths = [os.fspath(path) for path in wav_paths]
@@ -98,7 +99,7 @@ def open_store(
     if store_folder is None:
         clips = LiveAudio(data_folder, paths, sample_rate, keep_cut, progress)
     else:
-        plan = StorePlan.make(data_folder, paths, sample_rate, os.path.expanduser(store_folder), name)
+        plan = StorePlan.make(data_folder, paths, sample_rate, cache_path(store_folder), name)
         clips = AudioStore(plan, paths, load_or_build(plan, skip_bad_audio, keep_cut, progress), keep_cut)
     refuse_bad(clips.bad, len(set(paths)), skip_bad_audio, data_folder)
     _warn(clips, len(set(paths)))

@@ -1,13 +1,15 @@
 """Build an audio store, once, whichever of several runs starts first and whenever one of them is killed.
 
 A build holds a lock that the operating system releases if the process dies. Each file is written aside and renamed,
-store.json last: a killed build leaves nothing that looks finished.
+store.json last: a killed build leaves nothing that looks finished, and where a file system has no locks, two builds at
+a time leave one whole store.
 """
 
 import contextlib
 import functools
 import glob
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -16,7 +18,6 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 
 from datasets.audio import BadAudio, decode, map_files, open_audio, quantise, resampled_length
@@ -24,9 +25,11 @@ from datasets.bad_audio import refuse_bad
 from datasets.store_files import FORMAT_VERSION, INDEX_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
 from utils.io.errors import InputError
 from utils.io.files import atomic_file, write_atomically, write_json
+from utils.io.locks import Busy, FolderLock
 
 logger = logging.getLogger(__name__)
 
+FIRST_WAITS, NEXT_WAITS = (10.0, 50.0), 300.0  # seconds between two lines that say what is waited for
 CLIPS_MEASURED = 256  # headers that are read to estimate the size of a store before it is built
 
 
@@ -36,29 +39,38 @@ def load_or_build(plan: StorePlan, skip_bad_audio: bool, keep_cut: bool, progres
         return load_index(plan)  # without the lock: a finished store may be on a disk that can't be written
     try:
         os.makedirs(plan.folder, exist_ok=True)
-        lock = filelock.FileLock(os.path.join(plan.folder, ".lock"))
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=0)
-        if not lock.is_locked:
-            logger.info("Another run is building the audio store %s: waiting for it", plan.folder)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        lock = FolderLock(plan.folder)
+        _take_turn(lock, plan.folder)
+    except OSError as error:
         raise _cannot_write(plan, error) from error
     try:
         return load_index(plan)  # another run may have built it by now
     except UnusableStore as error:
         if error.level:
             logger.log(error.level, "Audio store %s: %s; building it again", plan.folder, error)
-        return _build(plan, skip_bad_audio, keep_cut, progress)
+        return _build(plan, skip_bad_audio, keep_cut, progress, alone=not lock.why_open)
     finally:
         lock.release()
 
 
-def _build(plan, skip_bad_audio, keep_cut, progress):
-    """Write a store, the caller holding its lock, and return its index."""
+def _take_turn(lock, folder):
+    """Wait until no other run builds this store, and say how long that takes."""
+    began = time.monotonic()
+    for seconds in itertools.chain((0.0, *FIRST_WAITS), itertools.repeat(NEXT_WAITS)):
+        try:
+            return lock.acquire(timeout=seconds)
+        except Busy as other:
+            waited = time.monotonic() - began
+            so_far = f" ({waited:.0f} s so far)" if seconds else ""
+            logger.info("Another run is building the audio store %s (%s): waiting for it%s", folder, other, so_far)
+
+
+def _build(plan, skip_bad_audio, keep_cut, progress, alone):
+    """Write a store and return its index. `alone`: the lock keeps other builds out."""
     started = time.monotonic()
     try:
-        _sweep(plan.folder, ".*.tmp", ".writing-*")  # of a killed build; of one by an earlier version
+        if alone:  # else they may be another build's
+            _sweep(plan.folder, ".*.tmp", ".writing-*")  # of a killed build; of one by an earlier version
         _check_room(plan)
         index = _write_files(plan, skip_bad_audio, keep_cut, progress)
     except OSError as error:

@@ -108,8 +108,19 @@ def load_index(plan: StorePlan) -> dict[str, np.ndarray]:
     UnusableStore
         There is no store, it is damaged, or its source files have changed.
     InputError
-        It has another sample rate or format.
+        It has another sample rate or format, or this user may not read it.
     """
+    try:
+        return _load_index(plan)
+    except PermissionError as error:
+        raise InputError(
+            f"The audio store {plan.folder} can't be read ({error.strerror}: {error.filename}): it may be another "
+            f"user's. Have it made readable (chmod -R a+rX {plan.store_folder}), or set store_folder to a folder of "
+            "your own"
+        ) from error
+
+
+def _load_index(plan):
     manifest = _load_manifest(plan)
     if manifest.get("fingerprint") != plan.fingerprint:
         raise UnusableStore(_what_changed(plan, manifest), logging.INFO)
@@ -117,7 +128,10 @@ def load_index(plan: StorePlan) -> dict[str, np.ndarray]:
         raise UnusableStore("an earlier version built it, which checked clips for less", logging.INFO)
     expected = manifest.get("samples_bytes")
     try:
-        found = os.path.getsize(plan.samples_path)
+        with open(plan.samples_path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+    except PermissionError:
+        raise
     except OSError as error:
         raise UnusableStore("its samples file is missing", logging.WARNING) from error
     if found != expected:
@@ -139,6 +153,8 @@ def _load_manifest(plan):
         manifest = read_json(plan.manifest_path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnusableStore from error
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise UnusableStore(f"its store.json is damaged ({error})", logging.WARNING) from error
     wanted = {"format_version": FORMAT_VERSION, "sample_rate": plan.sample_rate}
@@ -158,6 +174,8 @@ def _read_index(path, crc32=None):
         if crc32 not in (None, zlib.crc32(Path(path).read_bytes())):  # the first versions wrote no checksum
             raise DamagedArrays("its checksum differs")
         index = read_arrays(path, INDEX_KEYS)
+    except PermissionError:
+        raise
     except (OSError, DamagedArrays) as error:
         raise UnusableStore("its index is missing or damaged", logging.WARNING) from error
     if not _is_sound(index):

@@ -13,6 +13,7 @@ import argparse
 import sys
 
 from utils.io.errors import InputError
+from utils.io.streams import mend_streams
 from utils.results.comparison import aggregate, differences
 from utils.results.judged import load_runs
 from utils.results.summary import summarise
@@ -21,6 +22,7 @@ from utils.results.tables import to_markdown, write_report
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line (by default the process's); exit code 0, or 2 if a run can't be read."""
+    mend_streams()
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of linclf_train.py")
     parser.add_argument("--output", metavar="FOLDER", help="also write report.md, report.csv and report.png there")

@@ -16,6 +16,7 @@ from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from utils.io.errors import InputError
 from utils.io.files import read_json
+from utils.io.places import home_path
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.folder import as_text, is_harmless, read_settings, same_setting
@@ -138,7 +139,7 @@ def as_trained(text: str, overrides: str) -> tuple[str, str]:
         return text, overrides
     if not isinstance(path, str):  # refused by `load_config` too
         return text, overrides
-    folder = os.path.join(find_save(os.path.expanduser(path)), "task0")
+    folder = os.path.join(find_save(home_path(path, "ssl_checkpoints_dir")), "task0")
     if "encoders" not in plain_keys(text, "the YAML"):
         text = f"{text.rstrip()}\nencoders: null\n"
     overrides = f"{overrides}\nencoders: {json.dumps(origin_of(folder))}"

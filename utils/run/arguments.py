@@ -14,6 +14,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from models.pretrained import read_pretrained
 from utils.io.errors import InputError
+from utils.io.places import home_path
 from utils.run.config import UNUSABLE, is_mixed
 from utils.run.yaml_text import option_names, plain_keys, read_text, refuse_unknown, tag_of
 
@@ -90,7 +91,7 @@ def _demanded(keys, given):
     path = given.get("pretrained_weights", keys.get("pretrained_weights"))
     if not path or not isinstance(path, str):  # other types are refused when the YAML is built
         return {}
-    demanded = read_pretrained(os.path.expanduser(path)).settings
+    demanded = read_pretrained(home_path(path, "pretrained_weights")).settings
     for key, value in demanded.items():
         fixed = given if key != "sample_rate" else {**keys, **given}
         if fixed.get(key, value) != value:

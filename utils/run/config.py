@@ -6,13 +6,16 @@ All of a configuration's errors are found here, before any audio is read.
 import importlib.util
 import logging
 import math
-import os
+import re
+import tempfile
+import textwrap
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
 
 from utils.io.errors import InputError
+from utils.io.places import cache_path, home_path
 from utils.run.keys import KEYS, PATHS
 from utils.run.loggers import EXTRA_LOGGERS
 from utils.run.processes import world_size
@@ -68,15 +71,24 @@ def load_config(hparams_file, overrides, run_opts=None, needs=(), text=None):
     except Exception as error:  # the constructors of the YAML's objects may raise any type
         reason = " ".join(map(str, error.args)) if not isinstance(error, OSError) else str(error)
         reason = reason.strip() or type(error).__name__
-        raise InputError(f"{hparams_file}: {' '.join(reason.split())}") from error
+        hint = _reference_hint(reason, keys | given)
+        raise InputError(f"{hparams_file}: {' '.join(reason.split())}{hint}") from error
     _check_kinds(hparams)
-    places = {key for key in PATHS if isinstance(hparams.get(key), str)}
-    hparams |= {key: os.path.expanduser(hparams[key]) for key in places}
+    places = [key for key in PATHS if isinstance(hparams.get(key), str)]
+    hparams |= {key: (cache_path if key == "store_folder" else home_path)(hparams[key], key) for key in places}
     _check_numbers(hparams)
     _check_together(hparams, debug=run_opts is not None and run_opts.debug)
     if run_opts is not None:
         _check_run(hparams, run_opts)
     return hparams
+
+
+def _reference_hint(reason, keys):
+    """Which key's text holds what HyperPyYAML has taken for a reference to a key."""
+    name = re.match('The reference "(.*)" is not valid', reason)
+    found = [key for key, value in keys.items() if name and isinstance(value, str) and f"<{name[1]}" in value]
+    said = ". {0} is {1}: there <...> refers to another key, so leave < and > out."
+    return said.format(found[0], keys[found[0]]) if found else ""
 
 
 def _refuse_missing(keys, given, needs, hparams_file):
@@ -121,6 +133,8 @@ def _check_kinds(hparams):
         if not isinstance(value, str) and not (value is None and KEYS[key].kind == "optional path"):
             raise InputError(f"{key} is {value!r}: it must be a path, in quotes if it looks like something else.")
     for name, key in KEYS.items():
+        if key.kind == "name" and (hparams.get(name, name) is None or not str(hparams.get(name, name)).strip()):
+            raise InputError(f"{name} is {hparams[name]!r}: it must be a name, of which the run's folder is made.")
         if key.kind == "flag" and not isinstance(hparams.get(name, False), bool):
             raise InputError(f"{name} is {hparams[name]!r}: it must be True or False.")
         if key.choices and hparams.get(name, key.choices[0]) not in key.choices:
@@ -185,11 +199,7 @@ def _check_run(hparams, run_opts):
         if run_opts[name] < 1:
             raise InputError(f"--{name}={run_opts[name]}: it must be at least 1.")
     device = run_opts.device or infer_device()
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(f"--device={device} can't be used here ({reason}): use --device=cpu.") from error
+    _check_device(device)
     for name in ("precision", "eval_precision"):
         value = effective_option(name, hparams, run_opts)
         if value not in ("fp32", "fp16", "bf16") or value == "fp16" and torch.device(device).type == "cpu":
@@ -197,6 +207,35 @@ def _check_run(hparams, run_opts):
     norm = effective_option("max_grad_norm", hparams, run_opts)
     if not isinstance(norm, (int, float)) or not norm > 0:
         raise InputError(f"max_grad_norm is {norm!r}: it must be above 0; .inf disables clipping.")
+    if effective_option("compile", hparams, run_opts):
+        _check_compiler(device)
+
+
+def _check_device(device):
+    """Compute on the device, and find the folder for temporary files, which torch needs on any."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.strerror}: set TMPDIR to a folder that can be written.") from error
+    try:
+        torch.zeros(1, device=device).cpu()
+    except NotImplementedError as error:  # with a text of 1,000 characters
+        raise InputError(f"--device={device}: this machine or this torch has none. Use --device=cpu.") from error
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = textwrap.shorten(str(error).strip().splitlines()[0], 250, placeholder=" ...").rstrip(".")
+        raise InputError(f"--device={device} can't be used here ({reason}): use --device=cpu.") from error
+
+
+def _check_compiler(device):
+    """Compile a function, for which the device's compiler, its headers and a cache folder must be there."""
+    try:
+        torch.compile(lambda x: x.sin() + 1.0)(torch.ones(8, device=device))
+    except Exception as error:  # whatever torch, the compiler or the system say
+        reason = textwrap.shorten(str(error).partition("\n\n")[0], 250, placeholder=" ...") or type(error).__name__
+        raise InputError(
+            f"--compile can't be used here ({reason}): install a C++ compiler such as g++, set CXX to it, or leave "
+            "--compile out."
+        ) from error
 
 
 def effective_option(name, hparams, run_opts):

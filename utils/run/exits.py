@@ -9,6 +9,7 @@ import sys
 
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES
+from utils.io.streams import mend_streams
 from utils.run.processes import is_lost_process, leave_processes, rank, speaks_first, world_size
 from utils.run.signals import stop_signals
 
@@ -36,6 +37,7 @@ def user_errors():
     Until there is a run folder, messages go to the terminal, and are kept for its log.txt; see `save_versions`. Of
     several processes, number 0 gives messages, and whichever is first says why the run ends.
     """
+    mend_streams()
     early_messages.buffer.clear()
     for name in ("datasets", "utils"):
         logging.getLogger(name).setLevel(logging.INFO if rank() == 0 else logging.ERROR)

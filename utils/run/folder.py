@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import ruamel.yaml
-from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
 
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, write_atomically
+from utils.io.locks import Busy, FolderLock
 from utils.run.config import effective_option
 from utils.run.keys import ANY, KEYS
 from utils.run.processes import main_only
@@ -133,14 +133,16 @@ def _contents(folder):
 
 def _hold(folder):
     """Lock the folder until this process ends; raise InputError if another process has locked it."""
-    path = os.path.join(os.path.realpath(folder), ".lock")
-    if any(lock.lock_file == path and lock.is_locked for lock in _locks):
+    lock = FolderLock(folder)
+    if lock.path in (held.path for held in _locks):
         return
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"Another process is working in {folder}: wait for it, or set experiment_name.") from None
+        lock.acquire()
+    except Busy as other:
+        what = f"Another process is working in {folder} ({other})"
+        raise InputError(f"{what}: wait for it, or set experiment_name.") from None
+    if lock.why_open:
+        logger.warning("%s can't be locked, as %s: start no other run there meanwhile.", folder, lock.why_open)
     _locks.append(lock)
 
 

@@ -12,8 +12,9 @@ class Key(NamedTuple):
     Attributes
     ----------
     kind : str
-        "path" (``~`` is expanded), "optional path" (null is allowed), "flag" (True or False), "made" (built by the
-        YAML, must be callable), "mixed" (a number, a word or a list), or "" (the YAML's value says the type).
+        "path" (``~`` is expanded), "optional path" (null is allowed), "name" (part of a path, not null), "flag" (True
+        or False), "made" (built by the YAML, must be callable), "mixed" (a number, a word or a list), or "" (the YAML's
+        value says the type).
     least : int or float, optional
         Smallest value; an int takes whole numbers only.
     harmless : bool
@@ -39,6 +40,7 @@ class Key(NamedTuple):
 
 KEYS = {
     # Where things are
+    "experiment_name": Key("name"),
     "output_base": Key("path", harmless=True),
     "output_folder": Key("path", harmless=True),
     "save_folder": Key("path", harmless=True),

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: the first ends a run in good order, the second at once (under torchrun: one after `ECHO`).
+"""SIGTERM, SIGINT and SIGHUP: the first ends a run in good order, the second at once (torchrun: one after `ECHO`).
 
-A cluster's time limit, a preemption and Ctrl-C are ordinary events. While a task is trained, the first signal is only
-noted: the step is finished and saved, and the run ends. At any other time (the store is built, encoders are judged)
-nothing is lost by ending right away, because files appear whole or not at all.
+A cluster's time limit, a preemption, Ctrl-C and a closed terminal are ordinary events. During a training step the first
+signal is only noted: the step is finished and saved, and the run ends. While a step's batch is waited for, the run is
+saved as the last step left it, and ends. At any other time (the store is built, encoders are judged) nothing is lost by
+ending right away, because files appear whole or not at all.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import torch
 
 from utils.run.processes import launched
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 10.0  # seconds in which torchrun may pass on what a cluster, or Ctrl-C, has sent to all processes anyway
 
 
@@ -42,23 +43,28 @@ class StopSignals:
     """
 
     def __init__(self):
-        self.signum, self._deferred = 0, False
+        self.signum, self._deferred, self._waiting, self._handled = 0, False, False, ()
 
     @contextlib.contextmanager
     def handled(self):
         """Take the signals inside; in a thread other than the main one Python allows no handlers: there, do nothing.
 
+        A SIGHUP that is ignored, as under nohup, stays ignored.
+
         Raises
         ------
         Stopped
-            At the first signal; see `deferred`. After that both signals have their default effect, which is the end;
-            under torchrun not before `ECHO`.
+            At the first signal; see `deferred` and `waiting`. After that SIGINT and SIGTERM have their default effect,
+            which is the end; under torchrun not before `ECHO`. A further SIGHUP is ignored: a terminal that is closed
+            sends two, one by the shell and one by the system, and systemd sends one after its SIGTERM.
         """
-        self.signum, self._deferred, self._owner = 0, False, os.getpid()
+        self.signum, self._deferred, self._waiting, self._owner = 0, False, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        before = {number: signal.signal(number, self._take) for number in SIGNALS if number not in ignored}
+        self._handled = tuple(before)
         try:
             yield
         finally:
@@ -69,20 +75,21 @@ class StopSignals:
         if os.getpid() != self._owner:  # a worker that was forked a moment ago
             return
         first = not self.signum
-        if not first and monotonic() - self._since < ECHO:
+        if not first and (signum == signal.SIGHUP or monotonic() - self._since < ECHO):
             return
         if not (first and launched()):
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+            for number in self._handled:
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
         if not first:
             os.kill(os.getpid(), signum)
             return
         self.signum, self._since = signum, monotonic()
-        if not self._deferred:
+        if self._waiting or not self._deferred:
             raise Stopped(signum)
         name = signal.Signals(signum).name
         second = f"A signal after {ECHO:.0f} s" if launched() else "A second signal"
-        os.write(2, f"\n{name}: this step is finished and saved. {second} ends at once.\n".encode())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{name}: this step is finished and saved. {second} ends at once.\n".encode())
 
     @contextlib.contextmanager
     def deferred(self):
@@ -94,6 +101,20 @@ class StopSignals:
         finally:
             self._deferred = False
         self.check()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Inside `deferred`, while a batch is waited for: end at the first signal, as the batch may never come.
+
+        Not under torchrun: the processes must leave their common loop together, and torchrun kills what hangs.
+        """
+        self._waiting = not launched()
+        try:
+            if self._waiting:
+                self.check()
+            yield
+        finally:
+            self._waiting = False
 
     def check(self):
         """End the run if a signal has come."""
@@ -126,17 +147,19 @@ stop_signals = StopSignals()
 def quiet_worker(worker_id):
     """Keep a DataLoader's worker at work while the main process finishes its step; a `worker_init_fn`.
 
-    Ctrl-C goes to all processes of a terminal, and many clusters send SIGTERM to all of a job: a worker that died of it
-    would take the step with it. The parent's own SIGTERM, by which it takes leave, is obeyed.
+    Ctrl-C and a closed terminal's SIGHUP go to all processes of a terminal, and many clusters send SIGTERM to all of a
+    job: a worker that died of it would take the step with it. The parent's own SIGTERM is obeyed.
     """
     del worker_id
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # who has sent a signal is not known on macOS
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()  # may fail: block afterwards
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _obey_parent(parent):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

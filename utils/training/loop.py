@@ -1,13 +1,11 @@
 """The task loop of the encoder trainers: one Brain per task, with files as the only hand-over between tasks."""
 
-import contextlib
 import logging
 import os
 from time import monotonic
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -18,7 +16,7 @@ from utils.results.figures.training import plot_training
 from utils.run.costs import training_costs
 from utils.run.hardware import keep_freed_memory
 from utils.run.processes import main_only, rank, world_size
-from utils.run.signals import quiet_worker, stop_signals
+from utils.run.signals import stop_signals
 from utils.strategies import make_strategy
 from utils.training.best_epoch import BestEpoch
 from utils.training.checkpoints import (
@@ -32,6 +30,7 @@ from utils.training.context import TaskContext, handed_on
 from utils.training.plan import plan_tasks
 from utils.training.progress import RunProgress
 from utils.training.schedulers import WarmupCosineScheduler
+from utils.training.workers import WatchedLoader, watched
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ class Stream:
         brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
         valid = self._valid_loader(plan.valid)
         costs = training_costs(self.run.folder, brain.device)
-        with stop_signals.deferred(), costs as context.save_costs, workers_ended(loader, valid):
+        with stop_signals.deferred(), costs as context.save_costs, watched(loader, valid):
             brain.fit(counter, loader, valid, progressbar=False)
 
     def _train_loader(self, t, pin_memory):
@@ -153,13 +152,13 @@ class Stream:
         hparams, plan = self.run.hparams, self.plan[t]
         size, dataset = hparams["batch_size"], self._views(t, plan.rows)
         sampler = EpochSampler(len(dataset), hparams["seed"], t, size, rank(), world_size())
-        how = {"num_workers": hparams["num_workers"], "pin_memory": pin_memory, "worker_init_fn": quiet_worker}
+        how = {"num_workers": hparams["num_workers"], "pin_memory": pin_memory}
         if plan.memory.empty:
             size //= world_size()
-            return SaveableDataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=PaddedBatch, **how)
+            return WatchedLoader(dataset, batch_size=size, sampler=sampler, collate_fn=PaddedBatch, **how)
         joint = JointSampler(sampler, len(plan.memory), hparams["memory_batch_size"])
         dataset = JointViews(dataset, self._views(t, plan.memory))
-        return SaveableDataLoader(dataset, batch_sampler=joint, collate_fn=JointBatch, **how)
+        return WatchedLoader(dataset, batch_sampler=joint, collate_fn=JointBatch, **how)
 
     def _views(self, t, rows):
         """Make the dataset of training views of `rows` at task `t`."""
@@ -175,26 +174,8 @@ class Stream:
             return None
         clips, hparams = WholeClips(rows, self.run.data.store), self.run.hparams
         batches = clips.batches(hparams["batch_size"])[rank() :: world_size()]
-        how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch, "worker_init_fn": quiet_worker}
-        return SaveableDataLoader(clips, batch_sampler=batches, **how)
-
-
-@contextlib.contextmanager
-def workers_ended(*loaders):
-    """End the loaders' worker processes on leaving, also by an error.
-
-    An error's traceback keeps the loaders' iterators alive, so Python would wait for their workers at its exit.
-
-    Parameters
-    ----------
-    *loaders : speechbrain.dataio.dataloader.SaveableDataLoader or None
-    """
-    try:
-        yield
-    finally:
-        for loader in filter(None, loaders):
-            if hasattr(loader._speechbrain_iterator, "_shutdown_workers"):  # absent with num_workers=0
-                loader._speechbrain_iterator._shutdown_workers()
+        how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch}
+        return WatchedLoader(clips, batch_sampler=batches, **how)
 
 
 def save_rows(save_folder, data, finished=()):

@@ -42,6 +42,17 @@ class SavedTraining(FiniteSteps):
             self.checkpointer.add_recoverable("spread", self.spread, optional_load=True)  # older checkpoints lack it
         self.last_save, self.save_seconds = monotonic(), _seconds_to_save(self.modules)
 
+    def fit(self, *args, **kwargs):
+        """Train as SpeechBrain does. Where a signal ends the wait for a batch, save what the last step left."""
+        try:
+            super().fit(*args, **kwargs)
+        except Stopped:
+            if not self.stopping:
+                if not self.modules.training:  # in a validation, which is begun anew
+                    self.step = self.task.steps_per_epoch
+                self._save_intra_epoch_ckpt()
+            raise
+
     def end_epoch(self, epoch: int):
         """Log the epoch, and save it if it is the task's last, if a save is due, or if a signal asks to stop.
 

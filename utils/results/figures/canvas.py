@@ -4,16 +4,23 @@ matplotlib is imported when a figure is drawn, and only its object interface: no
 close. Colours are Okabe and Ito's, which colour-blind readers tell apart; lines and marks differ in shape too.
 """
 
+import contextlib
 import io
+import logging
+import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from utils.io.files import write_atomically
 
+logger = logging.getLogger(__name__)
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 FLOOR_LABEL = "random weights (floor)"
+_boxes = set()  # characters that figures of this process lack: they are warned of once
 SLANTED = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}  # tick labels
 
 
@@ -61,8 +68,56 @@ def add_caption(figure, text: str):
 
 
 def save(figure, path: str | Path) -> Path:
-    """Write the figure as a PNG file."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_atomically(path, png.getvalue())
+    """Write the figure as a PNG file, in fonts that have its characters if there are such, names with $ as they are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    png, missing = _draw(figure)
+    fonts = _fonts_with(missing)
+    if fonts:
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])
+        png, missing = _draw(figure)
+    if missing and not _boxes:
+        some = textwrap.shorten(" ".join(sorted(missing)), 60, placeholder=" ...")
+        logger.warning("No font here has the characters %s: figures show boxes. Install one, such as Noto CJK.", some)
+    _boxes.update(missing)
+    write_atomically(path, png)
     return Path(path)
+
+
+def _draw(figure):
+    """Draw the figure: its PNG, and the characters that its fonts lack. Matplotlib warns of each of these by itself."""
+    png, missing = io.BytesIO(), set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(png, format="png")
+    for warning in caught:
+        glyph = re.match(r"Glyph (\d+) \(", str(warning.message))
+        if glyph:
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return png.getvalue(), missing
+
+
+def _fonts_with(characters):
+    """The fewest families of this machine's fonts that have these characters, or as many of them as any have."""
+    if not characters:
+        return []
+    from matplotlib.font_manager import fontManager, get_font
+
+    have, families = {}, []
+    for font in fontManager.ttflist:
+        with contextlib.suppress(RuntimeError, OSError):  # fonts of other kinds
+            if not re.search("last ?resort|blank", font.name, re.IGNORECASE):  # they draw boxes, or nothing
+                found = {character for character in characters if ord(character) in get_font(font.fname).get_charmap()}
+                have[font.name] = have.get(font.name, found) & found  # in each of the family's styles
+    while have:
+        best = max(sorted(have), key=lambda name: len(have[name] & characters))
+        if not have[best] & characters:
+            break
+        families.append(best)
+        characters = characters - have.pop(best)
+    return families
