@@ -48,13 +48,13 @@ class State(nn.Module):
 
 
 class Pull(Strategy):
-    """Pulls a head's output of a memory clip's one view to its other view; notes what it is called with."""
+    """Pulls a head's output of a memory clip's one view to its other view; notes the tasks begun and the batches."""
 
     uses_memory = True
 
     def __init__(self, emb_dim, strategy_weight=0.5):
         super().__init__()
-        self.weight, self.called = strategy_weight, []
+        self.weight, self.began, self.batches = strategy_weight, [], []
         self.modules = {"pull_head": nn.Linear(emb_dim, emb_dim), "pull_state": State()}
 
     def check(self, hparams):
@@ -62,10 +62,10 @@ class Pull(Strategy):
             raise InputError(f"strategy_weight is {self.weight}: pull needs one of at least 0.")
 
     def before_task(self, brain):
-        self.called.append(("before", brain.task.index, bool(brain.task.previous_folder)))
+        self.began.append((brain.task.index, bool(brain.task.previous_folder)))
 
     def inputs(self, brain, batch):
-        self.called.append(("inputs", brain.task.index, batch.id.tolist(), batch.memory.id.tolist()))
+        self.batches.append((batch.id.tolist(), batch.memory.id.tolist()))
         return batch
 
     def losses(self, brain, losses, weights, out, batch):
