@@ -2,8 +2,8 @@
 
 SpeechBrain's works on [B, C, T] and pads at each of its 40 convolutions, also where they are one frame wide. Here
 frames are the rows of matrices: a convolution is one matrix product, a batch norm runs over rows, and the attention's
-context, which is the same for all frames of a clip, is multiplied once a clip. On a CPU SpeechBrain's training step
-takes SLOWER times as long.
+context, which is the same for all frames of a clip, is multiplied once a clip. With SpeechBrain's form a training step
+takes 1.3 times as long on a CPU, in fp32 on AVX2 as in bf16.
 Legend: B clips, T frames, F mel bands, C channels, D embedding features.
 """
 

@@ -42,7 +42,7 @@ class PANN(nn.Module):
         for i, (c_in, c_out) in enumerate(zip((1, *channels), channels, strict=False), start=1):
             setattr(self, f"conv_block{i}", ConvBlock(c_in, c_out, norm_type))  # SpeechBrain's names: its weights load
         self.dropout = dropout
-        # Convolutions on channels-last weights are up to 1.7 times as fast on a CPU, and feed a GPU's tensor cores.
+        # With channels-last weights a training step on a CPU is 1.1 to 1.4 times as fast (fp32, bf16, AVX2, AVX512).
         self.to(memory_format=torch.channels_last)
 
     def forward(self, features, lengths=None):

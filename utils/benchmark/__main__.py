@@ -46,7 +46,7 @@ PARTS = {
 def table(part, figures):
     """Format a part's figures as lines of text."""
     rows = ((name, f"{value:,.{0 if value >= 1000 else 2}f}") for name, value in figures.items())
-    return "\n".join(f"{part:12}{name:58}{value:>14}" for name, value in rows)
+    return "\n".join(f"{part:12}{name:66}{value:>14}" for name, value in rows)
 
 
 def make_bench(yaml, arguments, work, sizes):

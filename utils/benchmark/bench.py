@@ -43,11 +43,13 @@ class Sizes:
     tasks: tuple = (2, 5, 10)
     ceiling_seconds: float = 0.3  # for each operation
     ceiling_products: tuple = (1024, 2048, 4096)  # rows and columns of square matrices
+    ceiling_batch: int = 32  # of the convolutions
 
 
 QUICK = Sizes(
     clips=100, items=50, steps=1, warm_up=1, saved_epochs=2, levers=1, starts=1, encoders=2, probe_epochs=2,
     protocols=("full",), clip_factors=(), tasks=(2,), ceiling_seconds=0.0, ceiling_products=(256,),
+    ceiling_batch=1,
 )  # fmt: skip
 
 
