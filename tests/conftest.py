@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads decides s
 import pytest
 
 from helpers.checks import rows_of
-from helpers.deaths import Lives
+from helpers.crashes import CrashLab
 from helpers.desk import Desk, write_sounds
 from helpers.lab import Lab, process_as_it_was
 
@@ -37,8 +37,8 @@ def us8k_rows(lab):
 
 
 @pytest.fixture(scope="session")
-def lives(lab, tmp_path_factory):
-    return Lives(lab, tmp_path_factory.mktemp("lives"))
+def crash_lab(lab, tmp_path_factory):
+    return CrashLab(lab, tmp_path_factory.mktemp("crash_lab"))
 
 
 @pytest.fixture(scope="session")

@@ -85,8 +85,8 @@ def test_a_signal_to_one_process_stops_all_in_the_same_step(site):
     assert "".join(fork.said for fork in forks).count("Stopped by SIGTERM. ") == 1
     folder = site.folder / "stopped/simclr+seed_2022"
     assert INTRA_EPOCH_CKPT_FLAG in latest_checkpoint(folder / "save" / "task0")[1]
-    stopped, straight = (site.run_forks("simclr", 1, base, *args)[0] for base in ("stopped", "straight"))
-    first, second = weights_of(stopped), weights_of(straight)
+    stopped, undisturbed = (site.run_forks("simclr", 1, base, *args)[0] for base in ("stopped", "undisturbed"))
+    first, second = weights_of(stopped), weights_of(undisturbed)
     assert distance(first, second) < 1e-4 * distance(first, weights_of(stopped, 0))
 
 
@@ -153,22 +153,22 @@ def test_the_slices_of_a_batch_are_the_batch():
 @pytest.mark.parametrize(
     "kind, options", [("supclr", "--num_workers=0"), ("sup", "--num_workers=2"), ("simsiam", "--ckpt_interval_steps=1")]
 )
-def test_a_process_that_dies_ends_the_run_which_goes_on_with_the_same_bits(site, kind, options):
+def test_a_process_that_is_killed_ends_the_run_which_goes_on_with_the_same_bits(site, kind, options):
     settings = ("--number_of_epochs=3", SAVED_AT_EACH_EPOCH, options)
-    straight, _ = site.run(kind, 2, "straight", *settings, what="straight")
-    code, said = finish(site.lab.start(site.command(kind, 2, "out", *settings, what="dies")))
+    undisturbed, _ = site.run(kind, 2, "undisturbed", *settings, what="unchanged")
+    code, said = finish(site.lab.start(site.command(kind, 2, "out", *settings, what="killed")))
     assert code not in (0, None) and "Root Cause" in said and re.search(r"rank *: 1 .*\n *exitcode *: -9", said), said
     assert "Traceback" not in said.partition("torch/distributed/elastic")[0], said  # torchrun's own report has one
-    folder, said = site.run(kind, 2, "out", *settings, what="straight")  # at once: its lock is gone
+    folder, said = site.run(kind, 2, "out", *settings, what="unchanged")  # at once: its lock is gone
     assert "task 1/2: trained already" in said
     for task in (0, 1):
-        assert_same_bits(folder, straight, task)
-    assert (folder / "train_log.csv").read_text() == (straight / "train_log.csv").read_text()
+        assert_same_bits(folder, undisturbed, task)
+    assert (folder / "train_log.csv").read_text() == (undisturbed / "train_log.csv").read_text()
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_run_at_the_timeout(site):
-    code, said = finish(site.lab.start(site.command("simclr", 2, "out", what="hangs")))
+    code, said = finish(site.lab.start(site.command("simclr", 2, "out", what="hang")))
     assert code not in (0, None)
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "Process 0 of 2 has lost another one" in error and "same command" in error, said

@@ -14,7 +14,6 @@ import time
 import pytest
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 
-from datasets import store_build
 from helpers.docs import blocks
 from helpers.forks import at_call, torchruns_environment
 from models.pann import PANN
@@ -31,15 +30,15 @@ def signal_at(number, call, owner, name):
     return lambda: at_call(call, owner, name, lambda: os.kill(os.getpid(), number))
 
 
-def assert_stopped(life, number):
-    assert life.wait() == 128 + number, life.said
-    said = life.said
+def assert_stopped(fork, number):
+    assert fork.wait() == 128 + number, fork.said
+    said = fork.said
     assert said.splitlines()[-1].startswith(f"Stopped by {number.name}. ") and "the same command again" in said
     assert "Traceback" not in said and "Exception" not in said
 
 
-def assert_goes_on(lives, script, folder, *args):
-    assert not lives.lost(script, folder, args, script)
+def assert_goes_on(crash_lab, script, folder, *args):
+    assert not crash_lab.lost(script, folder, args)
 
 
 MOMENTS = {  # of task 1, where each task has 2 epochs of 4 steps: the call of a method, since this start; what is saved
@@ -53,17 +52,17 @@ MOMENTS = {  # of task 1, where each task has 2 epochs of 4 steps: the call of a
 
 
 @pytest.mark.parametrize("script", MOMENTS)
-def test_stopped_run_goes_on_with_the_same_bits(lives, script):
+def test_stopped_run_goes_on_with_the_same_bits(crash_lab, script):
     """Stopped once and again, in a step, after an epoch's last one, at its end, in a validation."""
-    folder = lives.new_folder(script)
+    folder = crash_lab.new_folder(script)
     save = folder / f"out/{script}+seed_2022/save"
     for number, call, method, saved in MOMENTS[script]:
-        life = lives.start(script, folder, UNASKED, prepare=signal_at(number, call, TaskBrain, method))
-        assert_stopped(life, number)
+        fork = crash_lab.start(script, folder, UNASKED, prepare=signal_at(number, call, TaskBrain, method))
+        assert_stopped(fork, number)
         assert [is_finished(save / f"task{t}") for t in range(2)] == [True, False]
         _, meta = latest_checkpoint(save / "task1")
         assert (INTRA_EPOCH_CKPT_FLAG in meta, meta.get("epoch")) == {"step": (True, None), "epoch": (False, 1)}[saved]
-    assert_goes_on(lives, script, folder, UNASKED)
+    assert_goes_on(crash_lab, script, folder, UNASKED)
 
 
 def wait_in_a_step(folder, seconds, environment=None):
@@ -84,75 +83,76 @@ def wait_in_a_step(folder, seconds, environment=None):
     return prepare
 
 
-def wait_for(file, life):
+def wait_for(file, fork):
     while not file.exists():
-        assert life.wait(0.01) is None, life.said
+        assert fork.wait(0.01) is None, fork.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_stay_until_the_step_is_saved(lives, number):
+def test_workers_stay_until_the_step_is_saved(crash_lab, number):
     """A terminal signals all processes of a group, and so do clusters."""
-    folder, args = lives.new_folder("supclr"), (UNASKED, "--num_workers=2")
-    life = lives.start("supclr", folder, *args, prepare=wait_in_a_step(folder, 1))  # a dead worker would be noticed
-    wait_for(folder / "waits", life)
-    life.kill(number)
-    assert_stopped(life, number)
+    folder, args = crash_lab.new_folder("supclr"), (UNASKED, "--num_workers=2")
+    fork = crash_lab.start("supclr", folder, *args, prepare=wait_in_a_step(folder, 1))  # a dead worker would be noticed
+    wait_for(folder / "waits", fork)
+    fork.kill(number)
+    assert_stopped(fork, number)
     with pytest.raises(ProcessLookupError):  # no worker is left
-        os.killpg(life.pid, 0)
+        os.killpg(fork.pid, 0)
     assert INTRA_EPOCH_CKPT_FLAG in latest_checkpoint(folder / "out/supclr+seed_2022/save/task1")[1]
     for file in folder.glob("waits*"):
         file.unlink()
-    assert_goes_on(lives, "supclr", folder, *args)
+    assert_goes_on(crash_lab, "supclr", folder, *args)
 
 
-def test_a_second_signal_ends_at_once(lives):
-    folder = lives.new_folder("supclr")
-    life = lives.start("supclr", folder, UNASKED, prepare=wait_in_a_step(folder, 60))
+def test_a_second_signal_ends_at_once(crash_lab):
+    folder = crash_lab.new_folder("supclr")
+    fork = crash_lab.start("supclr", folder, UNASKED, prepare=wait_in_a_step(folder, 60))
     for file in ("waits", "waits again"):
-        wait_for(folder / file, life)
-        life.kill(signal.SIGTERM)
-    assert life.wait() == -signal.SIGTERM and "Stopped by" not in life.said
+        wait_for(folder / file, fork)
+        fork.kill(signal.SIGTERM)
+    assert fork.wait() == -signal.SIGTERM and "Stopped by" not in fork.said
     assert latest_checkpoint(folder / "out/supclr+seed_2022/save/task1") is None
 
 
 @pytest.mark.parametrize(("pause", "code"), [(0.0, 143), (0.5, -15)])
-def test_torchrun_may_pass_on_a_signal_that_was_there_already(lives, pause, code):
+def test_torchrun_may_pass_on_a_signal_that_was_there_already(crash_lab, pause, code):
     """A cluster signals all processes of a job, torchrun its workers then once more: that is no second signal."""
-    folder = lives.new_folder("supclr")
-    life = lives.start("supclr", folder, UNASKED, prepare=wait_in_a_step(folder, 1, torchruns_environment(0, 1)))
-    wait_for(folder / "waits", life)
-    life.kill(signal.SIGTERM)
-    wait_for(folder / "waits again", life)
+    folder = crash_lab.new_folder("supclr")
+    fork = crash_lab.start("supclr", folder, UNASKED, prepare=wait_in_a_step(folder, 1, torchruns_environment(0, 1)))
+    wait_for(folder / "waits", fork)
+    fork.kill(signal.SIGTERM)
+    wait_for(folder / "waits again", fork)
     time.sleep(pause)
-    life.kill(signal.SIGTERM)
-    assert life.wait() == code, life.said
+    fork.kill(signal.SIGTERM)
+    assert fork.wait() == code, fork.said
 
 
-def test_stopped_store_build_leaves_nothing_that_looks_finished(lives):
-    folder = lives.new_folder("supclr")
-    life = lives.start("supclr", folder, prepare=signal_at(signal.SIGTERM, 1, store_build, "load_mono"))
-    assert_stopped(life, signal.SIGTERM)
-    assert life.said.count("\n") == 2 and not (folder / "out").exists()
+def test_stopped_store_build_leaves_nothing_that_looks_finished(crash_lab):
+    folder = crash_lab.new_folder("supclr")
+    fork = crash_lab.start("supclr", folder, prepare=signal_at(signal.SIGTERM, 1, os, "replace"))
+    assert_stopped(fork, signal.SIGTERM)
+    assert fork.said.count("\n") == 2 and not (folder / "out").exists()
     assert [path.name for path in (folder / "store").glob("*/*")] == [".lock"]
-    assert_goes_on(lives, "supclr", folder)
+    assert_goes_on(crash_lab, "supclr", folder)
 
 
-def test_stopped_evaluation_goes_on(lives):
-    folder, names = lives.new_folder("linclf"), lives.straight("linclf")[2]
+def test_stopped_evaluation_goes_on(crash_lab):
+    folder, names = crash_lab.new_folder("linclf"), crash_lab.undisturbed("linclf")[2]
     first, second = (i for i, name in enumerate(names) if name.startswith("replace .task#.json"))
     call = len([name for name in names[: second + 1] if name.startswith("replace")])
-    assert_stopped(lives.start("linclf", folder, prepare=signal_at(signal.SIGINT, call, os, "replace")), signal.SIGINT)
-    assert_goes_on(lives, "linclf", folder)
+    fork = crash_lab.start("linclf", folder, prepare=signal_at(signal.SIGINT, call, os, "replace"))
+    assert_stopped(fork, signal.SIGINT)
+    assert_goes_on(crash_lab, "linclf", folder)
     assert (folder / "said.txt").read_text().count("judged already") == 1
 
 
-def test_stopped_embedding_keeps_what_it_has(lives):
+def test_stopped_embedding_keeps_what_it_has(crash_lab):
     """Where embedding takes longer than a time limit, each start gets some way."""
-    folder, small = lives.new_folder("linclf"), "--embedding_batch_size=4"
-    life = lives.start("linclf", folder, small, prepare=signal_at(signal.SIGTERM, 3, PANN, "forward"))
-    assert_stopped(life, signal.SIGTERM)
-    life = lives.start("linclf", folder, small)
-    assert life.wait() == 0, life.said
+    folder, small = crash_lab.new_folder("linclf"), "--embedding_batch_size=4"
+    fork = crash_lab.start("linclf", folder, small, prepare=signal_at(signal.SIGTERM, 3, PANN, "forward"))
+    assert_stopped(fork, signal.SIGTERM)
+    fork = crash_lab.start("linclf", folder, small)
+    assert fork.wait() == 0, fork.said
     # Two encoders of one and two tasks and a random one of both, 20 clips a task; two batches were embedded before.
     metrics = json.loads((folder / "out/linclf+seed_2022/metrics.json").read_text())
     assert 0 < 20 + 40 + 40 - metrics["clips_embedded"] <= 2 * 4

@@ -25,19 +25,19 @@ TASKS = "--task_classes=[[3,8,9],[4,1]]"
 
 
 def be(what):
-    """Change this process: "plain" has no augmentation and no dropout; one that "dies" or "hangs" does so in task 1,
-    epoch 2, where its rank is the highest; anything else changes nothing."""
+    """Change this process: "plain" has no augmentation and no dropout; of those "killed" or that "hang", the one of
+    highest rank is, or does, in task 1, epoch 2; anything else changes nothing."""
     old = TaskBrain.on_stage_end
 
     def fail(self, stage, loss, epoch):
         if self.task.index == 1 and epoch == 2 and processes.rank() == processes.world_size() - 1:
-            os.kill(os.getpid(), signal.SIGSTOP if what == "hangs" else signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if what == "hang" else signal.SIGKILL)
         old(self, stage, loss, epoch)
 
     if what == "plain":
         SpecAugment.forward = lambda self, features: features
         pann._dropout = F.dropout = lambda x, rate: x
-    elif what in ("dies", "hangs"):
+    elif what in ("killed", "hang"):
         processes.TIMEOUT = 8
         TaskBrain.on_stage_end = fail
 

@@ -1,4 +1,4 @@
-"""Runs that die and go on end with the same files, bit for bit; so do runs with other numbers of workers."""
+"""Runs that are killed and go on leave the same files, bit for bit; so do runs with other numbers of workers."""
 
 import os
 import random
@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from helpers.checks import differing, left_by
-from helpers.deaths import EVERY_STEP, SCRIPTS, kill_and_compare
+from helpers.crashes import EVERY_STEP, SCRIPTS, kill_and_compare
 from helpers.desk import state
 
 LOADED, JUDGED = "Loading a checkpoint from", "judged already"
-# Where a run dies: script, options, an operation on a file, which of those with this name, how. And what the log of the
-# next start says, how often.
+# Where a run is killed: script, options, an operation on a file, which of those with this name, when. And what the log
+# of the next start says, how often.
 MOMENTS = {
     "store is built": ("supclr", (), "replace .index", 0, "after", "built in", 1),
     "record is written": ("supclr", (), "open .versions.json", 0, "torn", "trained already", 0),
@@ -30,15 +30,15 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
-def test_a_death_at_the_worst_moment_loses_nothing(lives, moment):
-    script, options, operation, which, manner, word, times = moment
-    numbers = [i for i, name in enumerate(lives.straight(script, *options)[2], 1) if name.startswith(operation)]
-    folder = lives.new_folder(script)
-    life = lives.start(script, folder, *options, death=(numbers[which], manner))
-    assert life.wait() == -signal.SIGKILL, life.said
+def test_a_kill_at_the_worst_moment_loses_nothing(crash_lab, moment):
+    script, options, operation, which, when, word, times = moment
+    numbers = [i for i, name in enumerate(crash_lab.undisturbed(script, *options)[2], 1) if name.startswith(operation)]
+    folder = crash_lab.new_folder(script)
+    fork = crash_lab.start(script, folder, *options, kill_at=(numbers[which], when))
+    assert fork.wait() == -signal.SIGKILL, fork.said
     for log in folder.glob("out/*/log.txt"):
         log.unlink()
-    assert not lives.lost(script, folder, options, moment)
+    assert not crash_lab.lost(script, folder, options)
     (log,) = folder.glob("out/*/log.txt")
     assert log.read_text().count(word) == times, log.read_text()
 
@@ -47,11 +47,11 @@ def test_a_death_at_the_worst_moment_loses_nothing(lives, moment):
 @pytest.mark.parametrize(
     ("script", "count"), [("sup", 2), *(pytest.param(script, 50, marks=pytest.mark.slow) for script in SCRIPTS)]
 )
-def test_a_death_at_any_moment_loses_nothing(lives, script, count):
-    seed = os.environ.get("DEATH_SEED") or random.randrange(10**6)
-    died, lost = kill_and_compare(lives, script, count, seed)
-    table = ", ".join(f"{times} in {stage} {kind}" for (kind, stage), times in sorted(died.items()))
-    print(f"{script}, seed {seed}: {count} deaths ({table}), {len(lost)} lost something")
+def test_a_kill_at_any_moment_loses_nothing(crash_lab, script, count):
+    seed = os.environ.get("CRASH_SEED") or random.randrange(10**6)
+    killed, lost = kill_and_compare(crash_lab, script, count, seed)
+    table = ", ".join(f"{times} in {stage} {kind}" for (kind, stage), times in sorted(killed.items()))
+    print(f"{script}, seed {seed}: {count} kills ({table}), {len(lost)} lost something")
     assert not lost, "\n".join(lost)
 
 
@@ -60,31 +60,31 @@ def slow_unless(script, *quick):
 
 
 @pytest.mark.parametrize("script", [slow_unless(script, "supclr", "sup") for script in SCRIPTS])
-def test_the_same_command_gives_the_same_bits(lives, script):
+def test_the_same_command_gives_the_same_bits(crash_lab, script):
     """With any number of workers; linclf_train.py, which has none, twice."""
-    wanted = left_by(lives.straight(script)[0])
+    wanted = left_by(crash_lab.undisturbed(script)[0])
     assert len(wanted) > 25 and any(name.endswith("metrics.json") for name in wanted) == (script in ("sup", "linclf"))
     again = "--noprogressbar" if script == "linclf" else "--num_workers=2"
-    assert differing(left_by(lives.straight(script, again)[0]), wanted) == []
+    assert differing(left_by(crash_lab.undisturbed(script, again)[0]), wanted) == []
 
 
-def test_a_fork_leaves_what_a_normal_start_leaves(lives):
-    folder = lives.new_folder("supclr")
-    process = lives.lab.start([sys.executable, *map(str, lives.command("supclr"))], cwd=folder)
+def test_a_fork_leaves_what_a_normal_start_leaves(crash_lab):
+    folder = crash_lab.new_folder("supclr")
+    process = crash_lab.lab.start([sys.executable, *map(str, crash_lab.command("supclr"))], cwd=folder)
     said = process.communicate(timeout=600)[0].decode()
     assert process.returncode == 0, said
-    assert differing(left_by(folder), left_by(lives.straight("supclr")[0])) == []
+    assert differing(left_by(folder), left_by(crash_lab.undisturbed("supclr")[0])) == []
 
 
 @pytest.mark.parametrize(
     ("script", "word", "times"), [("supclr", "trained", 2), ("sup", "trained", 2), ("linclf", "judged", 4)]
 )
-def test_a_finished_run_run_again_changes_nothing(lives, script, word, times):
-    folder = lives.straight(script)[0]
+def test_a_finished_run_run_again_changes_nothing(crash_lab, script, word, times):
+    folder = crash_lab.undisturbed(script)[0]
     places = ("out/*/save/task*/**/*", "out/*/save/*.json", "out/*/train_log.*", "**/embeddings/*")
     before = {path: state(path) for place in places for path in folder.glob(place)}
     left = left_by(folder)
-    again = lives.start(script, folder)
+    again = crash_lab.start(script, folder)
     assert again.wait() == 0 and again.said.count(f"{word} already") == times, again.said
     assert differing(left_by(folder), left) == [] and len(before) > 5
     assert {path: state(path) for place in places for path in folder.glob(place)} == before
