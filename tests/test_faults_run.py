@@ -255,7 +255,7 @@ DEATHS = {
     "left": (in_worker(3, lambda: os._exit(5)), ("exit code 5", "--num_workers=0")),
     "killed in a message": (in_the_middle_of_a_message, ("SIGKILL", "--num_workers=0")),
     "memory": (in_worker(3, raises(MemoryError("no memory"))), ("MemoryError", "--num_workers=0")),
-    "disk": (in_worker(3, raises(OSError(errno.EIO, "Input/output error"))), ("Input/output", "--num_workers=0")),
+    "disk": (in_worker(3, raises(OSError(errno.EIO, "Input/output error"))), ("Input/output", "find what ended it")),
     "no process": (no_second_fork, ("can't be started", "ulimit -u", "--num_workers=0")),
     "no thread": (no_thread_in_workers, ("new thread", "ulimit -u", "--num_workers=0")),
     "socket": (temporary_folder_of_a_long_name, ("AF_UNIX", "TMPDIR", "--num_workers=0")),

@@ -30,7 +30,7 @@ from utils.training.context import TaskContext, handed_on
 from utils.training.plan import plan_tasks
 from utils.training.progress import RunProgress
 from utils.training.schedulers import WarmupCosineScheduler
-from utils.training.workers import WatchedLoader, watched
+from utils.training.workers import WatchedLoader, workers_ended
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Stream:
         brain.checkpointer.add_recoverable("dataloader-TRAIN", loader)
         valid = self._valid_loader(plan.valid)
         costs = training_costs(self.run.folder, brain.device)
-        with stop_signals.deferred(), costs as context.save_costs, watched(loader, valid):
+        with stop_signals.deferred(), costs as context.save_costs, workers_ended(loader, valid):
             brain.fit(counter, loader, valid, progressbar=False)
 
     def _train_loader(self, t, pin_memory):

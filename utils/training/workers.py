@@ -61,7 +61,10 @@ class WatchedLoader(SaveableDataLoader):
     def _start(self):
         if self.num_workers:
             multiprocessing.util.get_temp_dir()  # in this process, as workers that are killed can't remove theirs
-            multiprocessing.Lock()  # fails where torch's iterator would, which complains twice
+            try:
+                multiprocessing.Lock()  # as the iterator makes; its own failure is reported twice
+            except OSError as error:
+                raise OSError(error.errno, f"no semaphore in {SHARED_MEMORY}: {error.strerror}") from error
         others = multiprocessing.active_children()
         try:
             return super().__iter__()
@@ -78,7 +81,7 @@ class WatchedLoader(SaveableDataLoader):
         except (OSError, EOFError, MemoryError, RuntimeError) as error:
             text = str(error).strip() or type(error).__name__
             is_bug = text.startswith("Caught RuntimeError") and "new thread" not in text
-            if not self.num_workers or is_bug or _dead_workers([self]):  # how a worker died is told by `watched`
+            if not self.num_workers or is_bug or _dead_workers([self]):  # how a worker died is told by `workers_ended`
                 raise
             reason = text.splitlines()[-1]
             raise InputError(f"The processes that load clips {what} ({reason}). {_remedy(reason)}") from error
@@ -90,7 +93,7 @@ def start_worker(worker_id):
         quiet_worker(worker_id)
     except RuntimeError:  # torch's queue needs a thread too, so the error could not be passed on
         os._exit(NO_THREAD)
-    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch's handlers print a line that `watched` says
+    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch would print what `workers_ended` says
         signal.signal(number, signal.SIG_DFL)
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error
 
@@ -109,7 +112,7 @@ def _send_error(queue, error, batch):
 
 
 @contextlib.contextmanager
-def watched(*loaders):
+def workers_ended(*loaders):
     """Name why a worker of the loaders has died, and end all of them on leaving.
 
     An error's traceback keeps the loaders' iterators alive, so their workers would be waited for while Python exits.
@@ -157,7 +160,7 @@ def _remedy(reason):
     """What to do about a worker's end, by what is known of it."""
     if re.search("temporary|AF_UNIX|pymp-", reason):
         return GO_ON.format("set TMPDIR to a folder that can be written and has a short name")
-    if re.search("shared memory|shm|No space|No such file|Permission|Read-only|SIGBUS|Bus error", reason):
+    if re.search("shared memory|/dev/shm|SIGBUS|Bus error", reason):
         size = shutil.disk_usage(SHARED_MEMORY).total / 1e6 if os.path.isdir(SHARED_MEMORY) else 0.0
         more = GO_ON.format("enlarge it (docker run --shm-size=1g)")
         return f"{SHARED_MEMORY}, by which they pass batches on, holds {size:,.0f} MB. {more}"
