@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from speechbrain.dataio.dataloader import SaveableDataLoader
 
 from datasets.store import open_store
 from helpers.checks import assert_same_bits
@@ -31,8 +30,8 @@ from utils.training.checkpoints import (
     load_weights,
     set_aside_damaged,
 )
-from utils.training.loop import workers_ended
 from utils.training.progress import RunProgress
+from utils.training.workers import WatchedLoader, workers_ended
 
 
 @contextlib.contextmanager
@@ -349,6 +348,6 @@ def test_damage_that_a_worker_finds_is_mended_or_one_line(simple, tmp_path, caps
 
 
 def load(store, workers):
-    loader = SaveableDataLoader(Crops(store), batch_size=None, num_workers=workers)
+    loader = WatchedLoader(Crops(store), batch_size=None, num_workers=workers)
     with workers_ended(loader):
         return list(itertools.islice(loader, 6))
