@@ -14,7 +14,7 @@ from helpers.lab import Lab, process_as_it_was
 
 @pytest.fixture(autouse=True)
 def process_restored():
-    """Undo what a main block, or a part of one, that ran in a test has done to this process."""
+    """Undo what a main block, or a part of it, changed in this process."""
     with process_as_it_was():
         yield
 
@@ -32,7 +32,7 @@ def encoder(lab, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def us8k_rows(lab):
-    """The small data set's clips with split, label and task, read without the code under test."""
+    """The small data set's clips with split, label and task."""
     return rows_of(lab.sounds)
 
 
@@ -43,7 +43,7 @@ def crash_lab(lab, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A desk's folder with noise, its store and an encoder of three tasks. Nothing there may change in a test."""
+    """Folder of a `Desk` with an encoder of three tasks. No test may change a file of it."""
     desk = Desk(tmp_path_factory.mktemp("desk"))
     write_sounds(desk.sounds)
     assert desk.run(desk.train_args()).code == 0

@@ -1,6 +1,6 @@
 """Bad input: one clear line that names the fix, exit code 2, no traceback, and the disk as it was.
 
-Scripts run in this process, which is quick; a handful run as a user starts them.
+Most scripts run in this process, which is faster; two run as a user starts them.
 """
 
 import csv
@@ -39,13 +39,13 @@ from utils.run.keys import TRAINING_KEYS
 
 @pytest.fixture
 def desk(trained):
-    """The trained encoder, for cases that leave the disk as it was."""
+    """A trained encoder; no case may change a file of it."""
     return Desk(trained)
 
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A copy of it to spoil. Files keep their times, and the store is not copied, because it knows its data's path."""
+    """A copy of the trained encoder to spoil. Without the store, whose name has the path of its data in it."""
     shutil.copytree(trained, tmp_path / "desk", ignore=lambda folder, names: {"store"} & set(names))
     return Desk(tmp_path / "desk")
 
@@ -289,7 +289,7 @@ def test_metadata_is_refused(copy, bad):
 
 
 def test_metadata_as_a_spreadsheet_writes_it_and_folders_that_are_links(copy):
-    """A byte order mark and CR LF are read; so are links out of the data folder, which the user has made."""
+    """A byte order mark and CR LF are accepted; so are links out of the data folder, since the user made them."""
     file = copy.sounds / "metadata/UrbanSound8K.csv"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
     (copy.sounds / "audio").rename(copy.folder / "elsewhere")
@@ -357,7 +357,7 @@ BAD_AUDIO = {  # what to put in a clip's place, the reason that is given; test_f
 
 @pytest.mark.parametrize("store", [(), ("--store_folder=null",)], ids=["store", "on the fly"])
 def test_bad_clips_are_listed_in_one_go_or_skipped(copy, store):
-    """A row each, and none of them waited for or read without end. A start that was refused hinders no other one."""
+    """A pipe is not waited for, a device not read without end. A refused start doesn't hinder the next one."""
     names = [f"fold{1 + k // 4}/{1 + k // 4}-{k % 4}.wav" for k in range(len(BAD_AUDIO))]
     for name, (put, _) in zip(names, BAD_AUDIO.values(), strict=True):
         (copy.sounds / "audio" / name).unlink()
@@ -391,7 +391,7 @@ def edit_json(file, **changes):
 
 
 def edit_unsigned(file, **changes):
-    """As a file that was written before it had a checksum of itself."""
+    """Edit a file and remove its checksum, which files of earlier versions lack."""
     content = {key: value for key, value in json.loads(file.read_text()).items() if key != "crc32"}
     file.write_text(json.dumps({**content, **changes}))
 
@@ -429,7 +429,7 @@ BAD_CACHES = {  # file, what to do to it, which command, what is said; test_fuzz
 
 @pytest.fixture(scope="module")
 def judged(trained, tmp_path_factory):
-    """The trained encoder with its evaluation and a store of its own sounds; files only."""
+    """The folder of a trained encoder with its evaluation and a store."""
     desk = Desk(tmp_path_factory.mktemp("judged") / "desk")
     shutil.copytree(trained, desk.folder, ignore=lambda folder, names: {"store"} & set(names))
     assert desk.run(desk.probe_args()).code == 0
@@ -438,7 +438,7 @@ def judged(trained, tmp_path_factory):
 
 @pytest.fixture
 def spoiled(judged):
-    """A desk whose every change is undone: a copy elsewhere would know another store and other encoders."""
+    """The evaluated encoder to spoil; restored after the test, since a copy elsewhere would not find its store."""
     saved = judged.with_name("saved")
     shutil.copytree(judged, saved)  # with the times of the files
     yield Desk(judged)
@@ -455,12 +455,12 @@ def test_cache_is_refused(spoiled, bad):
 
 
 def objects(file):
-    """An archive of pickled objects, which would leave a file behind if they were loaded."""
+    """Write an archive of pickled objects, which would make the file "ran" if they were loaded."""
     np.savez(file, ids=np.array([Runs()], dtype=object), vectors=np.array([Runs()], dtype=object))
 
 
 def terabytes(file):
-    """An archive whose arrays claim to be larger than any memory."""
+    """Write an archive whose arrays claim to be larger than any memory."""
     with zipfile.ZipFile(file, "w") as archive:
         for name in ("ids", "vectors", "fingerprint", "offsets", "lengths"):
             header = io.BytesIO()
@@ -485,8 +485,8 @@ REBUILT = {  # what is said: the files and what to do to each; test_fuzz.py and 
 
 @pytest.mark.parametrize("turn", range(max(map(len, REBUILT.values()))))
 def test_what_can_be_rebuilt_is_named_and_rebuilt(spoiled, turn):
-    """No error: the same command again says in a line what is damaged, and ends with the same result. One damage of
-    each kind at a time."""
+    """The same command again logs a line for each damaged file and ends with the same result. One damage of each kind
+    at a time."""
     table, named = spoiled.folder / JUDGED / "accuracy_table.csv", []
     wanted = table.read_bytes()
     for word, damages in REBUILT.items():
@@ -557,7 +557,7 @@ NOT_DONE = "end-of-epoch: true\nunixtime: 1.0\nfinished: false\nepoch: 1\n"
 
 
 def unsigned(spoil):
-    """Damage that no manifest tells: the checkpoint of an older run has none."""
+    """Spoil a file and remove the manifest, which checkpoints of earlier versions lack."""
 
     def spoil_and_unsign(file):
         spoil(file)

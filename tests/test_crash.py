@@ -61,7 +61,7 @@ def slow_unless(script, *quick):
 
 @pytest.mark.parametrize("script", [slow_unless(script, "supclr", "sup") for script in SCRIPTS])
 def test_the_same_command_gives_the_same_bits(crash_lab, script):
-    """With any number of workers; linclf_train.py, which has none, twice."""
+    """With 0 and 2 workers; linclf_train.py, which has none, twice."""
     wanted = left_by(crash_lab.undisturbed(script)[0])
     assert len(wanted) > 25 and any(name.endswith("metrics.json") for name in wanted) == (script in ("sup", "linclf"))
     again = "--noprogressbar" if script == "linclf" else "--num_workers=2"

@@ -1,5 +1,5 @@
-"""Disks that are full or read-only, and files that are cut short or have flipped bits: a clear line, what was there
-before unharmed, and a run that goes on once there is room; nothing damaged is ever used."""
+"""Full or read-only disks, files that are cut short or have flipped bits: the error is a clear line, earlier files stay
+whole, the run goes on once there is room, and nothing damaged is used."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ from utils.training.workers import WatchedLoader, workers_ended
 
 @contextlib.contextmanager
 def file_size_limit(size):
-    """No file may grow beyond `size` bytes; for a full disk where none can be had."""
+    """Let no file grow beyond `size` bytes: a full disk that needs no mount."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -64,7 +64,7 @@ def small_disk(tmp_path):
 
 
 def damaged_copies(path, rng, most):
-    """Damage a file in one way after the other: a bit flipped, an end missing."""
+    """Damage a file in one way after the other, by a flipped bit or a missing end; restore it at the end."""
     content = path.read_bytes()
     places = range(len(content)) if len(content) <= most else sorted(rng.choice(len(content), most, replace=False))
     for place in places:
@@ -139,7 +139,7 @@ def log_epochs(folder, epochs):
 
 
 def test_a_torn_log_is_mended(tmp_path):
-    """Cut anywhere, once the epochs that it lacks are trained again it is what it was. The text may be a line ahead."""
+    """Wherever the table was cut, logging the missing epochs again restores it. The text log may be a line ahead."""
     table, text = tmp_path / "train_log.csv", tmp_path / "train_log.txt"
     log_epochs(tmp_path, (1, 2, 3))
     whole = table.read_bytes(), text.read_bytes()
@@ -171,14 +171,14 @@ def model():
 
 
 def save(folder, model, value, **meta):
-    """A checkpoint whose weights are `value`."""
+    """Save a checkpoint whose weights are `value`; return its folder."""
     torch.nn.init.constant_(model.weight, value)
     AtomicCheckpointer(folder, {"model": model}).save_checkpoint(meta=meta)
     return latest_checkpoint(folder)[0]
 
 
 def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
-    """SpeechBrain's Checkpointer makes one, and recovers nothing from it without a word."""
+    """SpeechBrain's Checkpointer makes one, and then silently recovers nothing from it."""
     assert latest_checkpoint(tmp_path / "task0") is None and not is_finished(tmp_path / "task0")
     with pytest.raises(InputError, match="No checkpoint in"):
         load_weights(tmp_path / "task0", {})
@@ -186,7 +186,7 @@ def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
 
 
 def test_no_damaged_checkpoint_is_used(tmp_path, model, caplog):
-    """Whatever is damaged, and where: it is refused by name where it is needed, and not seen where another will do."""
+    """Loading it is an error that names the damaged file; looking for the newest checkpoint passes it over."""
     path, rng, refused = save(tmp_path, model, 1.0, finished=True), np.random.default_rng(0), 0
     assert sorted(os.listdir(path)) == ["CKPT.yaml", "manifest.json", "model.ckpt"]
     for name in os.listdir(path):
@@ -244,12 +244,12 @@ def test_failed_checkpoint_leaves_the_older_one(tmp_path, model, size):
 
 @pytest.fixture
 def desk(trained, tmp_path):
-    """Runs of its own on the same sounds and store."""
+    """The trained encoder's sounds and store, with an empty folder for runs."""
     return Desk(trained, tmp_path / "runs")
 
 
 def assert_goes_on(desk, trained):
-    """The same command ends with the bits of a run that nothing disturbed; what it said."""
+    """Run the same command, which must end with the weights of the undisturbed run; return what it printed."""
     done = desk.run(desk.train_args())
     assert done.code == 0, done.said
     for task in range(3):
@@ -308,7 +308,7 @@ def test_evaluation_goes_on_once_a_file_may_be_large_enough(trained, tmp_path):
 
 
 def test_no_damaged_sample_is_used(simple, tmp_path, caplog):  # noqa: F811
-    """Nor those of its clip: it is decoded again, and the next start builds the store again."""
+    """The clip with the damage is decoded again, and the next start builds the store again."""
     data, paths = simple
     wanted = [open_store(data, paths, store_folder=None).read(clip) for clip in range(6)]
     rng = np.random.default_rng(0)
@@ -327,7 +327,7 @@ def test_no_damaged_sample_is_used(simple, tmp_path, caplog):  # noqa: F811
 
 
 def test_damage_that_a_worker_finds_is_mended_or_one_line(simple, tmp_path, capsys):  # noqa: F811
-    """Where the source has changed too, the clip can't be mended."""
+    """It is a line where the audio file has changed too."""
     data, paths = simple
     open_store(data, paths, store_folder=str(tmp_path / "stores"))
     (file,) = (tmp_path / "stores").glob("*/samples*")

@@ -1,4 +1,4 @@
-"""Several processes: a run by two is the run by one; how it ends when one of them fails; two runs at once."""
+"""Several processes: two give the result of one; how a run ends when one of them fails; two runs at once."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def distance(weights, others):
 
 @pytest.mark.parametrize("kind", ["supclr", "simclr", "simsiam", "sup"])
 def test_two_processes_are_one(site, kind):
-    """sup_train.py under torchrun itself: there is a validation and a test, in which each clip is counted once."""
+    """sup_train.py runs under torchrun: its validation and test must count each clip once."""
     args = (*EQUAL, "--lr=0.05", "--max_grad_norm=.inf", *(HEADS if kind != "sup" else ()))
     args += ("--sup_weight=1",) if kind == "supclr" else ()
     one, said_one = site.run_forks(kind, 1, "by 1", *args)
@@ -61,7 +61,7 @@ def test_two_processes_are_one(site, kind):
 
 
 def check_that_one_writes_and_speaks(one, two, said_one, said):
-    """There is nothing more than of a run by one process, and nothing twice."""
+    """Check that two processes leave no more files and lines than one."""
     names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if "CKPT" not in str(path)}
              for folder in (one, two)]  # fmt: skip
     names = [{name for name in files if not name.endswith(".npz")} for files in names]  # named by the weights
@@ -73,7 +73,7 @@ def check_that_one_writes_and_speaks(one, two, said_one, said):
 
 
 def test_a_signal_to_one_process_stops_all_in_the_same_step(site):
-    """The run goes on, also with another number of processes."""
+    """The run then goes on with one process."""
     args = (*EQUAL, *HEADS, "--ckpt_overhead=1e-6")
 
     def prepare(rank):
@@ -91,7 +91,7 @@ def test_a_signal_to_one_process_stops_all_in_the_same_step(site):
 
 
 def test_bad_input_is_said_once(site):
-    """What every process finds, and what rank 0 alone finds while the others wait for it."""
+    """Both what every process finds and what rank 0 alone finds while the others wait."""
     folder, _ = site.run_forks("simclr", 1, "out", "--number_of_epochs=1", "--warmup_epochs=0")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
     for args, word in ((["--batch_size=5"], "multiple of 2"), (["--seed=2022", "--lr=0.7"], "run of other settings")):

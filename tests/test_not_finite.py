@@ -17,7 +17,7 @@ EPOCHS, STEPS = 3, 4  # 16 clips of two classes in batches of 4
 
 
 def train(lab, base, *args, steps=STEPS, **spoiled):
-    """Train one task, with `views`, `losses` or `gradients` spoiled at some (epoch, step); how it ended, the folder."""
+    """Train one task with views, losses or gradients spoiled at some (epoch, step); return end and run folder."""
     calls = {what: [(epoch - 1) * steps + step for epoch, step in at] for what, at in spoiled.items()}
     calls |= {"views": [2 * call - 1 for call in calls["views"]]} if "views" in calls else {}  # the first of two
     spies.reset(**calls)
@@ -28,7 +28,7 @@ def train(lab, base, *args, steps=STEPS, **spoiled):
 
 
 def clips_of(folder, epoch, step, batch_size=4, seed=2022):
-    """The clips of a step of task 0, worked out from the run's table and the documented order."""
+    """Work out the clips of a step of task 0 from the run's table and the documented order."""
     paths = pd.read_csv(folder / "save" / "train_task0_raw.csv")["wav_path"]
     order = np.random.default_rng([seed, 0, epoch]).permutation(len(paths))
     return {paths[place] for place in order[(step - 1) * batch_size : step * batch_size]}
@@ -46,7 +46,7 @@ def assert_finite_checkpoint(folder, epoch):
 
 
 def test_the_error_names_the_clips_and_keeps_the_epoch_before(lab, tmp_path):
-    """Without patience, so the step's own clips and no others. As it says, --overwrite starts afresh."""
+    """Those of the step, and no others. With --overwrite=True, as it says, the run starts afresh."""
     patience = "--nonfinite_patience=0"
     done, folder = train(lab, tmp_path, patience, losses=[(3, 2)])
     hints = ("lower lr", "raise warmup_epochs", "--precision=fp32", "--overwrite=True")
@@ -61,7 +61,7 @@ def test_the_error_names_the_clips_and_keeps_the_epoch_before(lab, tmp_path):
 
 @pytest.mark.parametrize("kind", ["views", "losses"])
 def test_within_the_patience_a_step_is_skipped_and_named(lab, tmp_path, kind):
-    """It moves neither weights nor momentum, nor running statistics, which a NaN would make NaN for good."""
+    """Neither weights nor momentum nor running statistics, which would stay NaN, are changed by it."""
     places = [(1, 2), (2, 4), (3, 1), (3, 3)]
     done, folder = train(lab, tmp_path, **{kind: places})
     said = [line for line in done.out.splitlines() if "the step is skipped" in line]
@@ -74,7 +74,7 @@ def test_within_the_patience_a_step_is_skipped_and_named(lab, tmp_path, kind):
 
 
 def assert_skipped(number):
-    """Each optimizer steps but for so many times; between its steps nothing changes."""
+    """Check that each optimizer skipped so many steps, and that nothing changed between its steps."""
     for steps in (spies.notes["steps"][::2], spies.notes["steps"][1::2]):
         assert len(steps) == EPOCHS * STEPS - number
         for step, following in zip(steps, steps[1:], strict=False):
@@ -82,7 +82,7 @@ def assert_skipped(number):
 
 
 def test_the_patience_is_spent_in_an_epoch_or_in_a_row(lab, tmp_path):
-    """SpeechBrain counts anew each epoch: a run whose epochs have a single step would never be stopped."""
+    """SpeechBrain resets its count each epoch, and would never stop a run whose epochs have a single step."""
     done, folder = train(lab, tmp_path, "--nonfinite_patience=2", views=[(2, 1), (2, 2), (2, 4)])
     assert_refused(done, "at task 0, epoch 2, step 4, clips audio/")
     assert_finite_checkpoint(folder, 1)
@@ -91,7 +91,7 @@ def test_the_patience_is_spent_in_an_epoch_or_in_a_row(lab, tmp_path):
 
 
 def test_an_error_ends_the_loaders_workers(lab, tmp_path):
-    """A traceback keeps the loader's iterator alive; a worker that outlives it is waited for at exit."""
+    """A traceback keeps the loader's iterator alive, and Python waits at its exit for a worker that still runs."""
     done, _ = train(lab, tmp_path, "--num_workers=2", "--nonfinite_patience=0", losses=[(1, 2)])
     assert done.code == 2 and multiprocessing.active_children() == []
 

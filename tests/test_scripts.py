@@ -1,4 +1,4 @@
-"""The five scripts on small audio; then what they wrote."""
+"""Run the five scripts on small audio and check what they wrote."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ TWO_TASKS = "--task_classes=[[3,8],[9,4]]"
 
 
 def esc50_rows(folder, tasks, esc10_only=False):
-    """ESC-50's clips with split, label and task, read without the code under test."""
+    """Read ESC-50's clips with split, label and task, without the code under test."""
     meta = pd.read_csv(folder / "meta" / "esc50.csv")
     meta = meta[meta["esc10"] | (not esc10_only)]
     label = meta["target"].map({target: i for i, target in enumerate(sorted(meta["target"].unique()))})
@@ -57,7 +57,7 @@ def test_esc50_and_esc10(lab, tmp_path, esc10_only):
 
 
 def test_demo_needs_no_data(lab, tmp_path, monkeypatch):
-    """The YAMLs' own encoder, and the data set that they generate, but for its size; only the places differ."""
+    """With the YAMLs' own encoder and data set, which is smaller here."""
     monkeypatch.setattr(demo, "generate", functools.partial(demo.generate, clips_per_class=20, max_duration=0.8))
     data, base = f"--data_folder={tmp_path / 'data'}", tmp_path / "out"
     lab.run("supclr_train.py", "hparams/demo/supclr_train.yaml", data, f"--output_base={base}", *DEBUG)
@@ -103,7 +103,7 @@ def test_every_norm_trains(lab, tmp_path, norms):
 
 
 def test_scripts_run_from_any_folder(lab, tmp_path):
-    """As a user starts them. The log's configuration is found too: without it, SpeechBrain logs debug messages."""
+    """As a user starts them. If the log's configuration were not found, SpeechBrain would log debug messages."""
     encoder = tmp_path / "out" / "supclr+seed_2022"
     commands = [
         ("supclr_train.py", "us8k/supclr_train.yaml", *lab.quick, "--output_base=out"),
@@ -127,14 +127,14 @@ SAVED = {
 
 @pytest.fixture(scope="module")
 def trained(lab, tmp_path_factory):
-    """{kind: (run folder, what the script said)}, two tasks each."""
+    """{kind: (run folder, what the script printed)}, two tasks each."""
     few = (TWO_TASKS, "--number_of_epochs=3", "--replay_num_keep=4")
     return {kind: lab.train(tmp_path_factory.mktemp(kind) / "out", *few, kind=kind) for kind in SAVED}
 
 
 @pytest.mark.parametrize("kind", SAVED)
 def test_each_trainer_leaves_task_wise_weights_that_changed(lab, trained, tmp_path, kind):
-    """And linclf_train.py judges them."""
+    """And linclf_train.py can judge them."""
     folder, said = trained[kind]
     first, second = weights_of(folder, 0), weights_of(folder, 1)
     assert {name.split(".")[0] for name in first} == {name.split(".")[0] for name in second} == SAVED[kind]
@@ -195,7 +195,7 @@ def test_sup_keeps_the_best_epoch(lab, trained):
 
 
 def test_sup_without_replay_validates_on_its_own_tasks_clips(lab, tmp_path):
-    """Two clips a task: an accuracy of 0, 1/2 or 1. With replay those of earlier tasks count: see above."""
+    """A task has two validation clips, so an accuracy is 0, 1/2 or 1. With replay those of earlier tasks count too."""
     folder, _ = lab.train(tmp_path, TWO_TASKS, "--number_of_epochs=6", "--lr=0.3", "--use_mixup=True", kind="sup")
     log = pd.read_csv(folder / "train_log.csv")
     assert set(log["valid_accuracy"]) <= {0.0, 0.5, 1.0}
@@ -233,7 +233,7 @@ def test_offline_training_is_one_tuple(lab, tmp_path):
 
 @pytest.fixture(scope="module")
 def judged(lab, encoder, tmp_path_factory):
-    """The four protocols over one encoder in this order: {name: (run folder, what it said)}."""
+    """Evaluations of one encoder by the four protocols in this order: {name: (run folder, what was printed)}."""
     for file in (encoder / "embeddings").glob("*"):
         file.unlink()
 
@@ -247,8 +247,8 @@ def judged(lab, encoder, tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "clips"), [("seen", 400), ("full", 200), ("subset", 0), ("buffer", 0)])
 def test_evaluation_leaves_what_it_promises(judged, us8k_rows, kind, clips):
-    """It embeds what no earlier one has, of 100 clips, 20 a task. `seen` needs tasks 0..t of encoder t (300), and all
-    of the random one (100); `full` the rest of encoders 0 to 3 (80 + 60 + 40 + 20); the others nothing new."""
+    """An evaluation embeds what no earlier one did, of 100 clips, 20 a task. `seen` needs those of tasks 0..t of each
+    encoder t (300) and all of the random one (100), `full` the rest (80 + 60 + 40 + 20), the others none."""
     folder, said = judged[kind]
     check_evaluation(folder, us8k_rows, US8K_TASKS, kind)
     check_run_folder(folder, linclf_train_type=kind)

@@ -26,7 +26,7 @@ UNASKED = "--ckpt_overhead=1e-6"  # no checkpoint but those that are asked for
 
 
 def signal_at(number, call, owner, name):
-    """What a fork does first so that it signals itself at a call of a method."""
+    """Return what a fork does first to signal itself at a call of a function."""
     return lambda: at_call(call, owner, name, lambda: os.kill(os.getpid(), number))
 
 
@@ -53,7 +53,7 @@ MOMENTS = {  # of task 1, where each task has 2 epochs of 4 steps: the call of a
 
 @pytest.mark.parametrize("script", MOMENTS)
 def test_stopped_run_goes_on_with_the_same_bits(crash_lab, script):
-    """Stopped once and again, in a step, after an epoch's last one, at its end, in a validation."""
+    """Stopped several times: in a step, after the last step of an epoch, at the end of an epoch, in a validation."""
     folder = crash_lab.new_folder(script)
     save = folder / f"out/{script}+seed_2022/save"
     for number, call, method, saved in MOMENTS[script]:
@@ -66,7 +66,7 @@ def test_stopped_run_goes_on_with_the_same_bits(crash_lab, script):
 
 
 def wait_in_a_step(folder, seconds, environment=None):
-    """What a fork does first so that in a step of task 1 it makes a file, waits for a signal, makes another, waits."""
+    """Return what a fork does first to make a file in a step of task 1, wait for a signal, make another file, sleep."""
 
     def wait():
         (folder / "waits").touch()
@@ -90,7 +90,7 @@ def wait_for(file, fork):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_stay_until_the_step_is_saved(crash_lab, number):
-    """A terminal signals all processes of a group, and so do clusters."""
+    """Terminals and clusters signal all processes of a group."""
     folder, args = crash_lab.new_folder("supclr"), (UNASKED, "--num_workers=2")
     fork = crash_lab.start("supclr", folder, *args, prepare=wait_in_a_step(folder, 1))  # a dead worker would be noticed
     wait_for(folder / "waits", fork)
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_at_once(crash_lab):
 
 @pytest.mark.parametrize(("pause", "code"), [(0.0, 143), (0.5, -15)])
 def test_torchrun_may_pass_on_a_signal_that_was_there_already(crash_lab, pause, code):
-    """A cluster signals all processes of a job, torchrun its workers then once more: that is no second signal."""
+    """A cluster signals all processes of a job, then torchrun signals its workers: that is not a second signal."""
     folder = crash_lab.new_folder("supclr")
     fork = crash_lab.start("supclr", folder, UNASKED, prepare=wait_in_a_step(folder, 1, torchruns_environment(0, 1)))
     wait_for(folder / "waits", fork)
@@ -147,7 +147,7 @@ def test_stopped_evaluation_goes_on(crash_lab):
 
 
 def test_stopped_embedding_keeps_what_it_has(crash_lab):
-    """Where embedding takes longer than a time limit, each start gets some way."""
+    """So embedding that takes longer than a time limit is done after several starts."""
     folder, small = crash_lab.new_folder("linclf"), "--embedding_batch_size=4"
     fork = crash_lab.start("linclf", folder, small, prepare=signal_at(signal.SIGTERM, 3, PANN, "forward"))
     assert_stopped(fork, signal.SIGTERM)

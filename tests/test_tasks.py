@@ -1,4 +1,4 @@
-"""One Brain per task: what SpeechBrain would get wrong there; optimizers, orders and crops, the time for saving."""
+"""One Brain per task and SpeechBrain's traps there: optimizers, order and crops of the clips, the time for saving."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ TWO_TASKS = "--task_classes=[[3,8],[9,4]]"
 
 @pytest.mark.parametrize("name", ["embedding_model", "projector", "predictor", "classifier"])
 def test_each_task_trains(encoder, name):
-    """Not so where tasks share a checkpoint folder: the second finds the first's epoch counter at its end."""
+    """With one checkpoint folder for all tasks the second would find the finished epoch counter of the first."""
     stages = [weights_of(encoder, task) for task in range(5)]
     for first, second in zip(stages, stages[1:], strict=False):
         for entry in (e for e in first if e.startswith(name) and e.endswith("weight")):
@@ -27,7 +27,7 @@ def test_each_task_trains(encoder, name):
 
 @pytest.mark.parametrize(("idle", "busy"), [("classifier", "projector"), ("projector", "classifier")])
 def test_a_loss_without_weight_leaves_its_head_alone(lab, tmp_path, idle, busy):
-    """Its weights don't decay either."""
+    """Weight decay doesn't change it either."""
     weights = (f"--sup_weight={int(busy == 'classifier')}", f"--ssl_weight={int(busy == 'projector')}")
     folder, _ = lab.train(tmp_path, *weights, TWO_TASKS)
     first, second = weights_of(folder, 0), weights_of(folder, 1)
@@ -41,7 +41,7 @@ def test_a_loss_without_weight_leaves_its_head_alone(lab, tmp_path, idle, busy):
 
 @pytest.fixture(scope="module")
 def watched(lab, tmp_path_factory):
-    """The run folder of a training of two tasks with four steps an epoch, and what its optimizers and views were."""
+    """A training of two tasks with four steps an epoch: run folder, steps of the optimizers, views."""
     base = tmp_path_factory.mktemp("watched")
     spies.reset()
     yaml = edited(base / "watched.yaml", "us8k/supclr_train.yaml", *spies.CHANGES[:2])
@@ -51,7 +51,7 @@ def watched(lab, tmp_path_factory):
 
 
 def of_each_optimizer(watched):
-    """The steps of the predictor's optimizer and of the other one."""
+    """Part the steps: those of the predictor's optimizer, those of the other one."""
     folder, steps, _ = watched
     state = {name: tensor for name, tensor in weights_of(folder).items() if name.startswith("predictor")}
     shapes = [tensor.shape for name, tensor in state.items() if "running" not in name and "batches" not in name]
@@ -70,13 +70,13 @@ def test_the_predictor_has_an_optimizer_and_a_constant_rate_of_its_own(watched):
 
 
 def test_clipping_covers_both_optimizers(watched):
-    """SpeechBrain clips the first group of each: the norm is at the limit, as it was above it."""
+    """SpeechBrain clips the first group of each optimizer. All norms were above the limit, so they are at the limit."""
     for steps in of_each_optimizer(watched):
         assert all(step["norm"] == pytest.approx(0.01, rel=1e-3) for step in steps)
 
 
 def drawn(views):
-    """The energies of the clips of each view in each of three epochs, in order: they tell clips and crops apart."""
+    """Return, for each view in each of three epochs, the energies of the clips in order: they identify the crops."""
     energies = [[round(energy, 4) for energy in wav.double().square().sum(1).tolist()] for wav in views[: 3 * 4 * 2]]
     return [sum(energies[8 * epoch + view : 8 * epoch + 8 : 2], []) for epoch in range(3) for view in (0, 1)]
 
@@ -89,7 +89,7 @@ def test_every_epoch_and_view_draws_other_crops(watched):
 
 
 def test_every_epoch_draws_another_order(lab, tmp_path):
-    """So the sampler is told the epoch: SpeechBrain does that for `brain.train_sampler` only."""
+    """SpeechBrain tells the epoch only to `brain.train_sampler`."""
     spies.reset()
     yaml = edited(tmp_path / "watched.yaml", "us8k/simclr_train.yaml", *spies.CHANGES)
     settings = ("--train_duration=1", "--number_of_epochs=3", "--task_classes=[[3,8]]")  # seconds: clips are whole
@@ -151,7 +151,7 @@ def test_a_state_fits_the_device_that_it_is_loaded_for(opt_class):
 
 
 def test_saving_keeps_to_its_share_of_the_time(lab, tmp_path, monkeypatch):
-    """An epoch takes 1 s here, a save 0.5 s, a first one was thought to take 0.3 s."""
+    """An epoch takes 1 s here, a save 0.5 s; the estimate for the first save is 0.3 s."""
     now, saved = [0.0], []
     old_save, old_start = AtomicCheckpointer.save_and_keep_only, TaskBrain.on_stage_start
 

@@ -1,4 +1,4 @@
-"""No code of a file that others may have made is run: checkpoints in the middle of a training, and what lies beside."""
+"""No code in a checkpoint is run where a training goes on from it."""
 
 import pickle
 import shutil
@@ -23,7 +23,7 @@ def interrupt():
 
 @pytest.fixture(scope="module")
 def interrupted(trained, tmp_path_factory):
-    """Runs with one of sup_train.py that ended in the last epoch of its task, after a step's checkpoint."""
+    """Folder of a run of sup_train.py that was stopped in the last epoch of its task, after a checkpoint of a step."""
     desk = Desk(trained, tmp_path_factory.mktemp("interrupted") / "runs")
     with pytest.MonkeyPatch.context() as patch:
         at_call(5, AtomicCheckpointer, "save_checkpoint", interrupt, patch.setattr)  # after two steps, an epoch, a step
@@ -43,7 +43,7 @@ PLANTED = {
 
 @pytest.fixture
 def spoiled(trained, interrupted, tmp_path):
-    """A copy of the interrupted run, and the folder of its one checkpoint."""
+    """A copy of the interrupted run with its newest checkpoint only, and the folder of that."""
     desk = Desk(trained, tmp_path / "runs")
     shutil.copytree(interrupted, desk.runs)
     *older, newest = sorted(desk.runs.glob("*/save/task0/CKPT*"), key=lambda path: path.stat().st_mtime)
@@ -58,7 +58,7 @@ CASES += [("brain.ckpt", "YAML"), ("CKPT.yaml", "YAML")]
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_no_code_in_a_checkpoint_runs_where_a_training_goes_on(spoiled, monkeypatch, name, kind):
-    """Also where the environment tells torch to trust every file, and where no manifest tells that it has changed."""
+    """Not even if the environment tells torch to trust every file and there is no manifest to show the change."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     desk, folder = spoiled
     assert {path.name for path in folder.iterdir()} == {*FILES, "manifest.json"}
@@ -83,7 +83,7 @@ def test_a_changed_file_of_a_checkpoint_is_not_even_opened(spoiled):
 
 
 def test_what_is_planted_would_run(tmp_path, monkeypatch):
-    """Or else the tests here could not fail."""
+    """Otherwise the tests here could not fail."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Runs()))
     assert (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""What a run's folder must hold, checked without the code under test."""
+"""Check what a run leaves, without the code under test; compare two runs."""
 
 import json
 import math
@@ -22,7 +22,7 @@ FIGURES = ("accuracy_table.png", "accuracy_over_tasks.png", "confusion_matrix.pn
 
 
 def rows_of(folder, tasks=US8K_TASKS):
-    """The clips of a folder in UrbanSound8K's layout with split, label and task, read without the code under test."""
+    """Read the clips of a folder in UrbanSound8K's layout, with split, label and task, as a table."""
     meta = pd.read_csv(folder / "metadata" / "UrbanSound8K.csv")
     split = meta["fold"].map(lambda fold: {9: "valid", 10: "test"}.get(fold, "train"))
     path = "audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"]
@@ -35,7 +35,7 @@ def task_by_label(tasks):
 
 
 def check_logs(folder):
-    """No log of a run folder holds what a progress bar leaves."""
+    """Check that no log of a run folder holds traces of a progress bar."""
     logs = [*folder.glob("*.txt"), *folder.glob("*.csv")]
     assert folder / "log.txt" in logs
     for path in logs:
@@ -44,11 +44,11 @@ def check_logs(folder):
 
 
 def check_run_folder(folder, **settings):
-    """settings.json, versions.json and hyperparams.yaml say what was run."""
+    """Check that settings.json, versions.json and hyperparams.yaml record the run."""
     saved = json.loads((folder / "settings.json").read_text())
     assert {key: pyyaml.safe_load(saved[key]) for key in settings} == settings
     versions = json.loads((folder / "versions.json").read_text())
-    assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(versions["torch"])
     assert versions["command"][0].endswith("_train.py") and versions["commit"]
     text = (folder / "hyperparams.yaml").read_text()
     resolved = ruamel.yaml.YAML().load(text)
@@ -57,7 +57,7 @@ def check_run_folder(folder, **settings):
 
 
 def check_training(folder, rows, n_tasks, epochs):
-    """What an encoder's training leaves: tables of clips, finished checkpoints without optimizers, the log."""
+    """Check an encoder's run folder: tables of clips, finished checkpoints without optimizers, the log."""
     save = folder / "save"
     assert {path.name for path in save.iterdir() if path.is_dir()} == {f"task{t}" for t in range(n_tasks)}
     for task in range(n_tasks):
@@ -65,9 +65,8 @@ def check_training(folder, rows, n_tasks, epochs):
             written = pd.read_csv(save / f"{split}_task{task}_raw.csv")
             wanted = rows[(rows["split"] == split) & (rows["task"] == task)]
             columns = ["wav_path", "class_name", "split", "label", "task"]
-            assert len(wanted) and sorted(map(tuple, written[columns].values)) == sorted(
-                map(tuple, wanted[columns].values)
-            )
+            clips = [sorted(map(tuple, table[columns].values)) for table in (written, wanted)]
+            assert clips[0] == clips[1] and clips[0]
         (checkpoint,) = (save / f"task{task}").iterdir()  # one, and nothing that was being written
         assert {path.name for path in checkpoint.iterdir()} == SAVED
         assert pyyaml.safe_load((checkpoint / "CKPT.yaml").read_text())["finished"] is True
@@ -81,14 +80,14 @@ def check_training(folder, rows, n_tasks, epochs):
 
 
 def read_evaluation(folder):
-    """The accuracy table, the floor's, metrics.json and the confusion matrix of an evaluation."""
+    """Read an evaluation's accuracy table, floor table, metrics.json and confusion matrix."""
     tables = [pd.read_csv(folder / name, index_col="encoder") for name in ("accuracy_table.csv", "floor_table.csv")]
     confusion = pd.read_csv(folder / "confusion_matrix.csv", index_col="true class")
     return *tables, json.loads((folder / "metrics.json").read_text()), confusion
 
 
 def check_evaluation(folder, rows, tasks, kind):
-    """What an evaluation leaves, where `rows` are the clips and `tasks` the classes' labels by task."""
+    """Check an evaluation's run folder; `rows` are the clips, `tasks` the labels of each task."""
     table, floor, metrics, confusion = read_evaluation(folder)
     n = len(tasks)
     evaluated = np.ones((n, n), bool) if kind == "full" else np.tri(n, dtype=bool)
@@ -123,18 +122,16 @@ def check_evaluation(folder, rows, tasks, kind):
     check_logs(folder)
 
 
+# Two runs
 
-
-# What two runs have in common
-
-# What depends on the clock, on memory, on how often a run was started, on the number of workers, on who edits the code
-# meanwhile; and checksums of such files, by the names of the files.
+# Keys that depend on the clock, on memory, on the number of starts or workers, on edits of the code between two runs;
+# and checksums of files with such keys, by the names of the files.
 CHANGING = ("seconds", "train_seconds", "peak_memory_bytes", "clips_embedded", "command", "commit", "train_commit")
 CHANGING += ("started", "earlier_starts", "crc32", "CKPT.yaml")
 
 
 def content_of(path, root):
-    """A file's bytes, without where the run was and what may differ from start to start."""
+    """Return a file's content, without the folder of the run and what may differ from start to start."""
     content = path.read_bytes().replace(os.fsencode(root), b"ROOT")
     if path.suffix == ".json":
         return {key: value for key, value in json.loads(content).items() if key not in CHANGING}
@@ -145,7 +142,7 @@ def content_of(path, root):
 
 
 def left_by(root):
-    """All that runs below a folder have left: weights, tables, metrics, figures, logs of epochs, settings, stores."""
+    """Read what runs below a folder have left: weights, tables, metrics, figures, logs of epochs, settings, stores."""
     found = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         name = re.sub(r"CKPT\+[^/]+", "CKPT", str(path.relative_to(root)))
@@ -162,7 +159,7 @@ def differing(found, wanted):
 
 
 def weights_of(folder, task=1):
-    """The tensors of a task's checkpoint, by module and name."""
+    """Load the tensors of a task's checkpoint, by module and name."""
     path = latest_checkpoint(folder / "save" / f"task{task}")[0]
     loaded = {file.stem: torch.load(file) for file in path.glob("*.ckpt") if file.stem != "counter"}
     return {f"{name}.{entry}": tensor for name, state in loaded.items() for entry, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Scripts beside a folder of noise and a trained encoder, and refusals that must leave all as it was."""
+"""Run scripts on a folder of noise and a trained encoder; check that a refusal changes no file."""
 
 import os
 import time
@@ -19,7 +19,7 @@ RUN, JUDGED = "runs/supclr+seed_2022", "judged/linclf+seed_2022"
 
 
 def write_sounds(folder):
-    """UrbanSound8K's layout: 4 classes, one clip of 0.2 s a class and fold, so 8 + 1 + 1 clips a class."""
+    """Write UrbanSound8K's layout: 4 classes, a clip of 0.2 s for each class and fold, so 8 + 1 + 1 clips a class."""
     noise, rows = np.random.default_rng(0), [HEADER]
     for fold in range(1, 11):
         (folder / f"audio/fold{fold}").mkdir(parents=True)
@@ -31,7 +31,7 @@ def write_sounds(folder):
 
 
 def tree(folder, without=None):
-    """Every path below a folder with its time, size and bytes; a lock file is no content."""
+    """Return each path below a folder, but for lock files, with its time, size and CRC-32."""
     paths = [p for p in sorted(Path(folder).rglob("*")) if p.name != ".lock" and without not in (p, *p.parents)]
     return {str(path): state(path) for path in paths}
 
@@ -60,7 +60,7 @@ class Desk:
         return ["linclf_train.py", PROBE_YAML, *self.common, "--task_classes=[[0],[1],[2,3]]", *places, *args]
 
     def other_args(self, dataset, *args):
-        """A trainer on a data set in `other`."""
+        """Return a trainer's command for a data set in `other`."""
         yaml = REPO / f"hparams/{dataset}/supclr_train.yaml"
         places = (f"--data_folder={self.folder / 'other'}", f"--output_base={self.runs}")
         return ["supclr_train.py", yaml, *self.common, *places, "--experiment_name=other", *args]
@@ -72,11 +72,11 @@ class Desk:
         return ["datasets/demo.py", *args]
 
     def run(self, arguments):
-        """Run a script in this process: its exit code, stdout and stderr."""
+        """Run a script in this process."""
         return run_here(*arguments, cwd=self.folder)
 
     def refused(self, arguments, *words, lines=1):
-        """Run a script, which must refuse its input in a line or a given number of lines, and change nothing."""
+        """Run a script, which must refuse its input in so many lines and change no file; return its stderr."""
         before, begun = tree(self.folder), time.process_time()
         done = self.run(arguments)
         assert time.process_time() - begun < 30  # of the CPU: a busy machine is no hang
@@ -90,7 +90,7 @@ class Desk:
 
 
 def assert_refused(done, *words, lines=1):
-    """A script ended with exit code 2 and an error of so many lines, in which these words are."""
+    """Check that a script ended with exit code 2 and an error of so many lines that has these words in it."""
     assert done.code == 2, done.said
     assert done.err.startswith("error: ") and done.err.count("\n") == lines and len(done.err) < 5000, done.err
     assert "Traceback" not in done.said
@@ -98,7 +98,7 @@ def assert_refused(done, *words, lines=1):
 
 
 class Runs:
-    """Pickled, it is a call that leaves a file behind."""
+    """An object that, when it is unpickled, makes the file "ran"."""
 
     def __reduce__(self):
         return open, ("ran", "w")

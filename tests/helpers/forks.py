@@ -1,4 +1,4 @@
-"""Scripts in forks of this process: they start at once, as all is imported, and they can be killed."""
+"""Run scripts in forks of this process, where all is imported already: for tests that kill or signal them."""
 
 import contextlib
 import importlib
@@ -17,9 +17,9 @@ USED_LATE = ("torch._dynamo", "torchmetrics", "matplotlib.pyplot", "PIL.PngImage
 
 
 class Fork:
-    """A script that runs in a fork of this process, in a process group of its own; it says what it says in said.txt.
+    """A script in a fork of this process, in a process group of its own; its output goes to said.txt in `cwd`.
 
-    `prepare` is called in the fork before the script. It may patch what it likes.
+    `prepare` is called in the fork before the script, and may patch anything.
     """
 
     def __init__(self, script, *args, cwd, prepare=lambda: None):
@@ -53,7 +53,7 @@ class Fork:
             os._exit(code)
 
     def wait(self, seconds=120.0):
-        """Its exit code, or minus the signal that ended it; None where it is still running after so many seconds."""
+        """Return the exit code, or minus the signal that ended it; None if it still runs after so many seconds."""
         end = time.monotonic() + seconds
         while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -66,7 +66,7 @@ class Fork:
         return self.code
 
     def kill(self, number=signal.SIGKILL, group=True):
-        """Signal it, or its whole group, which it may not have made yet."""
+        """Signal the group, which the fork may not have made yet, or the fork alone."""
         with contextlib.suppress(ProcessLookupError):
             if group:
                 with contextlib.suppress(ProcessLookupError):
@@ -79,7 +79,7 @@ class Fork:
 
 
 def at_call(number, owner, name, action, setattr=setattr):
-    """Patch a method so that at the beginning of its `number`-th call, from 1, `action` is called."""
+    """Patch a function to call `action` at the beginning of its `number`-th call, from 1."""
     old, count = getattr(owner, name), 0
 
     def method(*args, **kwargs):
@@ -93,7 +93,7 @@ def at_call(number, owner, name, action, setattr=setattr):
 
 
 def torchruns_environment(rank, world_size, port=None):
-    """What torchrun tells a process. Where a port is given, its store is there; else the process makes one."""
+    """Return the environment in which torchrun starts a process; its store is at `port`, or the process makes one."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     store = {"MASTER_PORT": port or free_port(), "TORCHELASTIC_USE_AGENT_STORE": port is not None}
     return {"MASTER_ADDR": "localhost", **{name: str(value) for name, value in (numbers | store).items()}}

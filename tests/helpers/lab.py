@@ -1,4 +1,4 @@
-"""Scripts run on small audio in the published layouts: in this process, or in one of their own, as a user does."""
+"""Run scripts on small audio in the published layouts, in this process or, as a user does, in one of their own."""
 
 import contextlib
 import functools
@@ -44,7 +44,7 @@ class Done(NamedTuple):
 
 @contextlib.contextmanager
 def process_as_it_was():
-    """Undo what a main block does to its process: logging, the exception hook, locks of run folders."""
+    """Restore on leaving what a main block changes in its process: logging, exception hook, locks of run folders."""
     loggers = [logging.getLogger(name) for name in (None, "datasets", "utils")]
     before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
     hook = sys.excepthook
@@ -61,14 +61,14 @@ def process_as_it_was():
 
 
 def release_locks():
-    """Let other processes work in the run folders that this process holds until its end."""
+    """Release the run folders, which a process holds until its end."""
     for lock in run_folders._locks:
         lock.release()
     run_folders._locks.clear()
 
 
 def run_here(script, *args, cwd=REPO):
-    """Run a script's main block in this process, which spares the seconds that imports take."""
+    """Run a script's main block in this process: a process of its own spends seconds on imports."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, process_as_it_was(), contextlib.chdir(cwd):
         patch.setattr(sys, "argv", [str(REPO / script), *map(str, args)])
@@ -81,7 +81,7 @@ def run_here(script, *args, cwd=REPO):
 
 
 def edited(file, yaml, *changes):
-    """Write a YAML of the repository to a file with each (old, new) changed."""
+    """Write a YAML of the repository to a file, each (old, new) replaced; return the file."""
     text = (REPO / "hparams" / yaml).read_text()
     for old, new in changes:
         assert old in text, old
@@ -109,7 +109,7 @@ class Lab:
 
     @functools.cached_property
     def esc50(self):
-        """50 classes x 5 folds, one clip of 0.2 to 0.4 s each: a tone of the class's own in noise."""
+        """50 classes x 5 folds, one clip of 0.2 to 0.4 s each: a tone in noise, its pitch set by the class."""
         folder, rng, rows = self.folder / "esc50", np.random.default_rng(1), []
         (folder / "audio").mkdir(parents=True)
         (folder / "meta").mkdir()
@@ -135,50 +135,50 @@ class Lab:
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT)
 
     def run(self, script, *args, cwd=REPO):
-        """Run a script in this process to its end, which must be a good one; what it said."""
+        """Run a script in this process, which must succeed; return what it printed."""
         done = run_here(script, *args, f"--store_folder={self.store}", cwd=cwd)
         assert done.code == 0, done.said
         assert not [debris for debris in BAR_DEBRIS if debris in done.said], done.said
         return done.said
 
     def train_args(self, base, *args, kind="supclr", yaml="us8k", data=None):
-        """Script and arguments that train a tiny encoder; `yaml` is a folder of hparams, or a file."""
+        """Return the script and the arguments that train a tiny encoder; `yaml` is a folder of hparams, or a file."""
         yaml = yaml if isinstance(yaml, Path) else f"hparams/{yaml}/{kind}_train.yaml"
         places = (f"--output_base={base}", f"--data_folder={data or self.sounds}")
         return (f"{kind}_train.py", yaml, *self.tiny, *self.quick, *places, *args)
 
     def train(self, base, *args, **where):
-        """Run a trainer with a tiny encoder; the run folder and what it said."""
+        """Train a tiny encoder; return the run folder and what the script printed."""
         said = self.run(*self.train_args(base, *args, **where))
         (folder,) = Path(base).iterdir()
         return folder, said
 
     def judge(self, base, encoder, *args, yaml="us8k", data=None):
-        """Evaluate a tiny encoder; the run folder and what it said."""
+        """Evaluate a tiny encoder; return the run folder and what the script printed."""
         places = (f"--output_base={base}", f"--data_folder={data or self.sounds}", f"--ssl_checkpoints_dir={encoder}")
         said = self.run("linclf_train.py", f"hparams/{yaml}/linclf_train.yaml", *self.tiny, *places, *args)
         (folder,) = Path(base).iterdir()
         return folder, said
 
     def arguments(self, yaml, *args, data=None):
-        """A command line after the script's name, with a tiny encoder and the lab's store."""
+        """Return a command line after the script's name, with a tiny encoder and the lab's store."""
         places = (f"--data_folder={data or self.sounds}", f"--store_folder={self.store}")
         return [str(REPO / "hparams" / yaml), *self.tiny, *places, *map(str, args)]
 
     def load(self, yaml, *args, data=None):
-        """Configuration and data in this process, without a run: hparams, run options, data."""
+        """Read configuration and data in this process, without a run; return hparams, run options, data."""
         file, run_opts, overrides = parse_arguments("", self.arguments(yaml, *args, data=data))
         hparams = load_config(file, overrides)
         return hparams, run_opts, prepare(*(hparams[key] for key in DATA_KEYS))
 
     def start_run(self, brain_class, yaml, *args, data=None, adapt=None):
-        """What a script has after its first lines, in this process: a run with its data read, nothing written."""
+        """Make a run in this process, with its data read and nothing written, as a script does first."""
         run = Run("", brain_class, self.arguments(yaml, *args, data=data), adapt)
         run.read_data()
         return run
 
     def learn(self, brain_class, yaml, *args, data=None, after_task=None):
-        """Train in this process, as a trainer's main block does; the run and its stream."""
+        """Train in this process, as a trainer's main block does; return the run and its stream."""
         run = self.start_run(brain_class, yaml, *args, data=data)
         stream = Stream(brain_class, run)
         run.open()

@@ -1,4 +1,4 @@
-"""Parts for a YAML that note what a training gives them, and spoil it at certain calls."""
+"""Parts for a YAML that record what a training gives them, and spoil it at certain calls."""
 
 import torch
 from speechbrain.lobes.features import Fbank as SpeechBrainFbank
@@ -10,7 +10,7 @@ CHANGES = [
     ("!name:speechbrain.lobes.features.Fbank", "!name:helpers.spies.Fbank"),
     ("!new:models.losses.NTXentLoss", "!new:helpers.spies.NTXentLoss"),
 ]
-notes = {}  # what was seen since `reset`: the views, the losses, what was there at each step of an optimizer
+notes = {}  # recorded since `reset`: views, losses, and the state at each step of an optimizer
 spoiled = {}  # numbers of the calls, from 1, at which views, losses or gradients are NaN or infinite
 
 
@@ -20,7 +20,7 @@ def reset(**spoiled_calls):
 
 
 class Fbank(SpeechBrainFbank):
-    """Notes each batch of one view, [B, samples]."""
+    """Records each batch of one view, [B, samples]."""
 
     def forward(self, wav):
         if len(wav) > 1:  # not the clip with which a front end is tried out
@@ -31,7 +31,7 @@ class Fbank(SpeechBrainFbank):
 
 
 class NTXentLoss(PlainNTXentLoss):
-    """Notes each loss."""
+    """Records each loss."""
 
     def forward(self, z1, z2):
         loss, call = super().forward(z1, z2), len(notes["losses"]) + 1
@@ -44,7 +44,7 @@ class NTXentLoss(PlainNTXentLoss):
 
 
 class SGD(torch.optim.SGD):
-    """Notes at each step its rate, its parameters' shapes, the norm of their gradient, all state before and after."""
+    """Records at each step rate, shapes of the parameters, norm of the gradient, all state before and after."""
 
     def step(self, *args, **kwargs):
         (group,) = self.param_groups
@@ -55,6 +55,6 @@ class SGD(torch.optim.SGD):
         notes["steps"].append({**note, "after": self.all()})
 
     def all(self):
-        """Weights and momentum, as one tensor."""
+        """Join weights and momentum to one tensor."""
         momentum = [state["momentum_buffer"] for state in self.state.values() if "momentum_buffer" in state]
         return torch.cat([tensor.detach().flatten().clone() for tensor in (*self.param_groups[0]["params"], *momentum)])

@@ -1,4 +1,4 @@
-"""Trainers run by one process or by several: under torchrun, or by forks of this process that take it for torchrun."""
+"""Run trainers in one process or in several: under torchrun, or in forks with torchrun's environment."""
 
 import os
 import runpy
@@ -25,8 +25,8 @@ TASKS = "--task_classes=[[3,8,9],[4,1]]"
 
 
 def be(what):
-    """Change this process: "plain" has no augmentation and no dropout; of those "killed" or that "hang", the one of
-    highest rank is, or does, in task 1, epoch 2; anything else changes nothing."""
+    """Patch this process. "plain": no augmentation, no dropout. "killed", "hang": so ends the highest rank, in task 1,
+    epoch 2. Anything else: no change."""
     old = TaskBrain.on_stage_end
 
     def fail(self, stage, loss, epoch):
@@ -43,7 +43,7 @@ def be(what):
 
 
 def run_changed():
-    """Run the script that is named on the command line, in a process that is changed as it says."""
+    """Patch this process as the first argument says, then run the script that is the second."""
     what, *sys.argv = sys.argv[1:]
     be(what)
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -55,7 +55,7 @@ def finish(process, timeout=300):
 
 
 class Site:
-    """Where trainers run; `before` is Python that each process of torchrun runs first."""
+    """A folder for runs; `before` is Python that each process of torchrun runs first."""
 
     def __init__(self, lab, folder, before=""):
         self.lab, self.folder, self.script = lab, folder, folder / "runner.py"
@@ -72,14 +72,14 @@ class Site:
         return [python, *torchrun, str(self.script), what, *command]
 
     def run(self, kind, n, base, *args, what="plain"):
-        """The run's folder and what it said."""
+        """Run a trainer by `n` processes; return the run folder and what they printed."""
         code, said = finish(self.lab.start(self.command(kind, n, base, *args, what=what)))
         assert code == 0, said
         (folder,) = (self.folder / base).iterdir()
         return folder, said
 
     def fork(self, kind, n, base, *args, what="plain", prepare=lambda rank: None):
-        """Start forks, one for each process of a run. As torchrun does, this process keeps what they share."""
+        """Start a fork for each process of a run. This process hosts their store, as torchrun does."""
         self.store, forks = TCPStore("localhost", 0, is_master=True, wait_for_workers=False), []
         for rank in range(n):
             cwd = self.folder / f"{base}, rank {rank}"
@@ -95,7 +95,7 @@ class Site:
         return forks
 
     def run_forks(self, kind, n, base, *args, what="plain"):
-        """The run's folder and what its forks said."""
+        """Run a trainer by `n` forks; return the run folder and what they printed."""
         forks = self.fork(kind, n, base, *args, what=what)
         assert [fork.wait() for fork in forks] == [0] * n, [fork.said for fork in forks]
         (folder,) = (self.folder / base).iterdir()
