@@ -133,7 +133,7 @@ def _check_kinds(hparams):
         if not isinstance(value, str) and not (value is None and KEYS[key].kind == "optional path"):
             raise InputError(f"{key} is {value!r}: it must be a path, in quotes if it looks like something else.")
     for name, key in KEYS.items():
-        if key.kind == "name" and (hparams.get(name, name) is None or not str(hparams.get(name, name)).strip()):
+        if key.kind == "name" and name in hparams and str(hparams[name] or "").strip() == "":
             raise InputError(f"{name} is {hparams[name]!r}: it must be a name, of which the run's folder is made.")
         if key.kind == "flag" and not isinstance(hparams.get(name, False), bool):
             raise InputError(f"{name} is {hparams[name]!r}: it must be True or False.")
