@@ -120,7 +120,7 @@ def test_yaml_builds_the_encoder_as_the_demo_evaluation_does():
     """The same text from the features on, and the same random weights: the floor of linclf_train.py."""
     files = (YAML, REPO / "hparams" / "demo" / "linclf_train.yaml")
     mine, other = (file.read_text(encoding="utf-8").partition("# Log-mel features")[2] for file in files)
-    head = "classifier: !name:models.heads.Classifier\n  emb_dim: !ref <emb_dim>\n"
+    head = "classifier: !name:models.heads.Classifier {emb_dim: !ref <emb_dim>}\n"
     assert mine and mine == other.replace(head, "").replace("debug_persistently: True\n", "")
     mine, other = (load_config(str(file), "") for file in files)
     one, two = (config["embedding_model"].state_dict() for config in (mine, other))

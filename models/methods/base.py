@@ -68,3 +68,7 @@ class Method:
 
     def after_step(self, modules, progress):
         """Move what follows the weights, such as a momentum encoder; `progress` goes from 0 to 1 over the task."""
+
+    def figures(self):
+        """Return figures for the log, called once after each epoch's training: name -> number."""
+        return {}

@@ -223,3 +223,11 @@ def share_buffers(module: torch.nn.Module):
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def share_weights(module: torch.nn.Module):
+    """Broadcast rank 0's parameters and buffers, in place."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            dist.broadcast(parameter.detach(), 0)
+    share_buffers(module)

@@ -63,6 +63,14 @@ class Strategy:
     def after_step(self, brain):
         """Called after each optimizer step that was not left out."""
 
+    def figures(self, brain):
+        """Return figures for the log, called once after each epoch's training: name -> number.
+
+        Counts of an epoch belong into a buffer of `modules`, so that a resume in mid-epoch keeps them, and are reset
+        here.
+        """
+        return {}
+
     def after_task(self, brain):
         """Called after the last epoch, before the task's weights are saved; files go to `brain.task.folder`."""
 
@@ -113,6 +121,9 @@ class Several(Strategy):
     def after_step(self, brain):
         for strategy in self.strategies:
             strategy.after_step(brain)
+
+    def figures(self, brain):
+        return {name: value for strategy in self.strategies for name, value in strategy.figures(brain).items()}
 
     def after_task(self, brain):
         for strategy in self.strategies:

@@ -267,6 +267,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
             means = {name: float(total) / (int(n) or float("nan")) for name, (total, n) in self.task.losses.items()}
             self.figures = {"task": self.task.index, "epoch": epoch, **means}
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
+            self.figures |= {**(self.method.figures() if self.method else {}), **self.strategy.figures(self)}
             self._warn_of_collapse()
             # SpeechBrain resets these after this hook, but the checkpoint is saved within it: a resumed run would
             # begin its next epoch with them.
