@@ -10,7 +10,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from speechbrain.augment.freq_domain import Warping
-from speechbrain.processing.features import InputNormalization
+from speechbrain.processing.features import Filterbank, InputNormalization
 from torch import nn
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
 
@@ -97,9 +97,24 @@ PANN_FRONT_ENDS = {  # of the two published Cnn14: samples and Hz
 
 
 def _fbank(fbank, sample_rate, n_mels):
-    """Build SpeechBrain's front end, as the YAML describes it."""
+    """Build SpeechBrain's front end, as the YAML describes it, with its window and filters as buffers.
+
+    As plain tensors they stay on the CPU, and each call copies them to the GPU, which waits for both copies.
+    """
     del sample_rate, n_mels
-    return fbank()
+    front_end = fbank()
+    for module in list(front_end.modules()):
+        tables = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        for name, table in tables.items():
+            delattr(module, name)
+            module.register_buffer(name, table, persistent=False)
+        if isinstance(module, Filterbank):
+            module.register_forward_pre_hook(_filters_where_their_input_is)
+    return front_end
+
+
+def _filters_where_their_input_is(module, inputs):
+    module.device_inp = inputs[0].device
 
 
 def _pann(name):

@@ -130,7 +130,8 @@ class Lab:
 
     def start(self, command, cwd=REPO):
         """Start a process whose output is kept as bytes, so that no newline is translated."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+        own = [str(REPO), str(REPO / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(own)}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT)
 

@@ -8,6 +8,8 @@ from types import MethodType
 
 import torch
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.run.costs import read_costs
@@ -18,15 +20,20 @@ PARTS = ("data", "features", "augmentation", "forward", "backward", "optimiser")
 LEVERS = ("kept memory", "own layers", "channels_last", "low precision", "compilation")  # what makes a step fast
 
 
+FREE_STEPS, PROFILED_STEPS = 30, 5  # on a GPU, of one batch
+
+
 class Clock:
     """Adds up seconds by the name of what was going on, and waits for the device before it looks."""
 
     def __init__(self, device):
         self.wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-        self.seconds, self.last = {}, None
+        self.seconds, self.last, self.running = {}, None, True
 
     def lap(self, name):
         """Add the time since the last call to `name`; None: it doesn't count."""
+        if not self.running:
+            return
         self.wait()
         now = perf_counter()
         if name is not None and self.last is not None:
@@ -40,8 +47,7 @@ def step_part(bench):
     step = bench.apart(measure_step, [])
     off = {"all": step["levers"], **{lever: [lever] for lever in step["levers"][: bench.sizes.levers]}}
     without = {name: bench.apart(measure_step, levers) for name, levers in off.items()}
-    median = statistics.median(sum(lap.values()) for lap in step["laps"])
-    times = {name: statistics.median(sum(lap.values()) for lap in found["laps"]) for name, found in without.items()}
+    median, times = _seconds(step), {name: _seconds(found) for name, found in without.items()}
     # The operations of a compiled module can't be counted.
     flops = (without["all"] if "compilation" in step["levers"] else step)["flops"]
     reached, most = flops / median, step["ceiling"]
@@ -53,11 +59,17 @@ def step_part(bench):
         "step: reached (GFLOP/s)": reached / 1e9,
         f"ceiling of the device, {step['precision']} (GFLOP/s)": most / 1e9,
         "utilisation (%)": 100 * reached / most,
+        **({"device busy (%)": 100 * step["busy"] / median} if "busy" in step else {}),
         "plain step: SpeechBrain's layers, fp32, eager, contiguous (ms)": 1000 * times["all"],
         "plain step / step (x)": times["all"] / median,
         **{f"step without {name} / step (x)": time / median for name, time in times.items() if name != "all"},
         "peak memory (MB)": step["peak"] / 1e6,
     }
+
+
+def _seconds(found):
+    """Return the seconds of a step: on a GPU as it runs freely, since waiting for each part takes time of its own."""
+    return found.get("free") or statistics.median(sum(lap.values()) for lap in found["laps"])
 
 
 def measure_step(bench, off):
@@ -87,7 +99,7 @@ def measure_step(bench, off):
             encoder.forward = MethodType(ECAPA_TDNN.forward, encoder)
         if "channels_last" in off:
             encoder.to(memory_format=torch.contiguous_format)
-        _instrument(brain, found, bench.sizes.warm_up)
+        _instrument(brain, found, bench.sizes.warm_up, bench.sizes.warm_up + bench.sizes.steps)
 
     TaskBrain.on_fit_start = on_fit_start
     given = [argument for argument in bench.arguments if not (argument == "--compile" and "compilation" in off)]
@@ -112,7 +124,22 @@ def _levers(brain):
     return [name for name in LEVERS if has.get(name, True)]
 
 
-def _instrument(brain, found, warm_up):
+def _free_steps(step, device):
+    """Time a step on a GPU when nothing waits for its parts; `free` and `busy`, seconds of the step and its kernels."""
+    begun = perf_counter()
+    for _ in range(FREE_STEPS):
+        step()
+    torch.cuda.synchronize(device)
+    free = (perf_counter() - begun) / FREE_STEPS
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED_STEPS):
+            step()
+        torch.cuda.synchronize(device)
+    kernels = (event.time_range for event in profiler.events() if event.device_type == DeviceType.CUDA)
+    return {"free": free, "busy": sum(kernel.elapsed_us() for kernel in kernels) / PROFILED_STEPS / 1e6}
+
+
+def _instrument(brain, found, warm_up, n_steps):
     """Note where the time of a Brain's steps goes, after some to warm up."""
     clock, fit_batch, objectives = Clock(brain.device), brain.fit_batch, brain.compute_objectives
     optimizers_step, steps = brain.optimizers_step, itertools.count()
@@ -132,6 +159,9 @@ def _instrument(brain, found, warm_up):
         if step >= warm_up:
             found["laps"].append(clock.seconds)
         clock.seconds = {}
+        if step == n_steps - 1 and torch.device(brain.device).type == "cuda":
+            clock.running = False
+            found.update(_free_steps(lambda: fit_batch(batch), brain.device))
         return loss
 
     def timed_objectives(*args):
@@ -171,7 +201,7 @@ def ceiling(device, precision, seconds=0.3, products=(1024, 2048, 4096), batch=3
         w = torch.randn(channels, channels, 3, 3).to(device, dtype, memory_format=torch.channels_last)
         flops = 2 * 9 * channels**2 * x[:, 0].numel()
         cases.append((flops, lambda x=x, w=w: torch.nn.functional.conv2d(x, w, padding=1)))
-    for n in products:
+    for n in (*products, *([8192] if torch.device(device).type == "cuda" else [])):
         a = torch.randn(n, n).to(device, dtype)
         cases.append((2 * n**3, lambda a=a: a @ a))
     for flops, call in cases:

@@ -79,9 +79,12 @@ class Spread:
         self.most, self.batches, self.collected = most, {}, {}
 
     def add(self, name: str, *batches: torch.Tensor):
-        """Keep tensors of shape [B, D], and drop the oldest of the name."""
+        """Keep copies of tensors of shape [B, D], and drop the oldest of the name.
+
+        Copies, because CUDA graphs (`--compile_mode=reduce-overhead`) write the next step's output to the same memory.
+        """
         kept = self.batches.setdefault(name, [])
-        kept += [vectors.detach() for vectors in batches]
+        kept += [vectors.detach().clone() for vectors in batches]
         while sum(map(len, kept)) - len(kept[0]) >= self.most:
             del kept[0]
 
