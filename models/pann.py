@@ -67,24 +67,9 @@ class PANN(nn.Module):
         for i in range(1, self.n_blocks + 1):
             pool = (2, 2) if i < self.n_blocks else (1, 1)
             x = getattr(self, f"conv_block{i}")(x, pool)  # [B, C_i, T/2^i, F/2^i]
-            x = _dropout(x, self.dropout) if self.training else x
+            x = F.dropout(x, self.dropout, self.training)
         x = x.mean(dim=3)  # [B, D, T']
         return (x.amax(dim=2) + x.mean(dim=2)).unsqueeze(1)  # [B, 1, D]
-
-
-def _dropout(x, rate):
-    """Set elements to 0 with a probability of `rate` and scale the others.
-
-    On a CPU PyTorch draws for one element after the other; here four share 64 random bits, so the rate is exact to
-    1 / 65536.
-    """
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    threshold = round(rate * 2**16)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not (dense and 0 <= threshold < 2**16):
-        return F.dropout(x, rate)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = (bits[: x.numel()] >= threshold - 2**15).to(x.dtype).div_(1 - rate)
-    return x * keep.as_strided(x.shape, x.stride())
 
 
 def _input_norm(norm_type, n_mels):

@@ -9,7 +9,7 @@ from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.lobes.models.Cnn14 import Cnn14
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
-from models import ecapa, pann
+from models import ecapa
 from models.encoders import ENCODERS, encoder_name, make_encoder
 from models.features import SpecAugment
 from models.heads import Classifier, Predictor, Projector
@@ -56,7 +56,6 @@ def test_pann_with_cnn14_channels_equals_speechbrains_cnn14(norm_type, monkeypat
         return x * (1 - p * torch.linspace(0, 1, x.shape[3])) if training else x
 
     monkeypatch.setattr(F, "dropout", dropout)
-    monkeypatch.setattr(pann, "_dropout", dropout)
     x = random(2, 70, 80)
     for training in (False, True):
         torch.testing.assert_close(ours.train(training)(x), reference.train(training)(x), atol=1e-4, rtol=1e-3)
@@ -66,33 +65,6 @@ def test_cnn14_has_the_published_size_and_speechbrains_names():
     with torch.device("meta"):
         found, wanted = (model.state_dict() for model in (make_encoder("cnn14"), Cnn14(mel_bins=80, emb_dim=2048)))
     assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in wanted.items()}
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_sets_its_share_to_0_everywhere_and_scales_the_rest(memory_format, dtype):
-    x = torch.full((5, 30, 41, 13), 2.0, dtype=dtype).to(memory_format=memory_format).requires_grad_()
-    torch.manual_seed(0)
-    found = pann._dropout(x, 0.2)
-    assert found.dtype == dtype and found.is_contiguous(memory_format=memory_format)
-    assert set(found.detach().float().unique().tolist()) == {0.0, 2.5}
-    dropped = found.detach() == 0
-    for dims in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):  # no clip, channel, frame or band has more than others
-        share, n = dropped.float().mean(dims), dropped.float().mean(dims).numel()
-        assert (share - 0.2).abs().max() < 5 * (0.16 * n / x.numel()) ** 0.5
-    flat = dropped.permute(0, 2, 3, 1).flatten() if memory_format == torch.channels_last else dropped.flatten()
-    for lag in range(1, 9):  # neighbours share random bits
-        assert (flat[lag:] & flat[:-lag]).float().mean().item() == pytest.approx(0.04, abs=0.004)
-    (gradient,) = torch.autograd.grad(found.sum(), x)
-    assert torch.equal(gradient, found.detach() / 2)
-    torch.manual_seed(0)
-    assert torch.equal(found, pann._dropout(x, 0.2))
-
-
-def test_dropout_of_scattered_memory_or_an_extreme_rate_is_pytorchs():
-    assert set(pann._dropout(torch.ones(6, 40, 10).transpose(0, 2)[::2], 0.5).unique().tolist()) == {0.0, 2.0}
-    for rate in (0.0, 1.0):
-        assert pann._dropout(torch.ones(50), rate).tolist() == [1.0 - rate] * 50
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -154,7 +126,6 @@ def test_encoders_map_features_of_any_length_to_embeddings():
     "call, said",
     [
         (lambda: NTXentLoss(0), "temperature is 0"),
-        (lambda: pann._dropout(torch.ones(50), 1.5), "has to be between 0 and 1"),
         (lambda: make_encoder("ecapa_tiny", 20, 24)(torch.randn(2, 2, 20)), "A clip of 2 frames is too short"),
         (lambda: make_encoder("vgg"), "choose one of .*cnn14"),
         (lambda: make_encoder("pann_tiny", norm_type="gn"), "choose one of .*bn"),

@@ -11,7 +11,6 @@ from torch.distributed import TCPStore
 from helpers.checks import assert_same_bits, weights_of
 from helpers.forks import Fork, torchruns_environment
 from helpers.lab import REPO
-from models import pann
 from models.features import SpecAugment
 from utils.run import processes
 from utils.training.brain import TaskBrain
@@ -36,7 +35,7 @@ def be(what):
 
     if what == "plain":
         SpecAugment.forward = lambda self, features: features
-        pann._dropout = F.dropout = lambda x, rate: x
+        F.dropout = lambda x, *_: x
     elif what in ("killed", "hang"):
         processes.TIMEOUT = 8
         TaskBrain.on_stage_end = fail
