@@ -5,25 +5,34 @@ Reads the published layout, ``meta/esc50.csv`` and ``audio/*``, and that of mirr
 """
 
 import os
+from collections.abc import Sequence
 
 from datasets.table import Table, class_names, first_there, fold_split, folder_of, read_metadata, refuse
 from utils.io.errors import InputError
 
 SOURCE = "ESC-50"
 COLUMNS = ("filename", "fold", "target", "category", "esc10")
-SPLITS = {"train": (1, 2, 3), "valid": (4,), "test": (5,)}
+FOLDS = range(1, 6)
 ESC10_TASKS = [(3, 8), (9, 4), (1, 7), (5, 2), (6, 0)]  # the same pairs of labels as in UrbanSound8K's tasks
 
 
-def load(data_folder: str | os.PathLike, esc10_only: bool = False) -> Table:
+def load(
+    data_folder: str | os.PathLike,
+    esc10_only: bool = False,
+    training_folds: Sequence[int] = FOLDS[:3],
+    valid_folds: Sequence[int] = (4,),
+    test_folds: Sequence[int] = (5,),
+) -> Table:
     """Read the metadata into a table of clips, with their `fold`. Labels follow ESC-50's target numbers.
 
-    `data_folder` is the unpacked ``ESC-50-master``; `esc10_only` keeps the ten classes of ESC-10.
+    `data_folder` is the unpacked ``ESC-50-master``; `esc10_only` keeps the ten classes of ESC-10. Clips of folds that
+    no split has are left out. The data set is published for cross-validation over its folds, which must not be
+    shuffled: clips of one recording share a fold.
 
     Raises
     ------
     InputError
-        The folder, the metadata or a column is missing, or a row is malformed.
+        The folder, the metadata or a column is missing, a row is malformed, or the folds are not as they must be.
     """
     name = first_there(data_folder, "meta/esc50.csv", "esc50.csv")
     meta = read_metadata(data_folder, name, COLUMNS, integers=("fold", "target"), flags=("esc10",))
@@ -33,13 +42,14 @@ def load(data_folder: str | os.PathLike, esc10_only: bool = False) -> Table:
         if meta.empty:
             raise InputError(f"No row of {data_folder}/{name} is marked esc10: set esc10_only to False.")
     names = class_names(name, meta, "target", "category")
+    splits = {"training_folds": training_folds, "valid_folds": valid_folds, "test_folds": test_folds}
     audio = folder_of(data_folder, ("audio/", "audio/audio/", ""), meta["filename"])
     rows = meta.assign(
         wav_path=audio + meta["filename"],
         class_name=meta["target"].map(names),
-        split=fold_split(meta["fold"], SPLITS, SOURCE),
+        split=fold_split(meta["fold"], FOLDS, SOURCE, **splits),
     )
-    rows = rows[["wav_path", "class_name", "split", "fold"]]
+    rows = rows.loc[rows["split"].notna(), ["wav_path", "class_name", "split", "fold"]].reset_index(drop=True)
     return Table(rows, list(names), "ESC-10" if esc10_only else SOURCE)
 
 

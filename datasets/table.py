@@ -238,12 +238,41 @@ def class_names(path: str, meta: pd.DataFrame, number: str, name: str, gaps: boo
     return pairs.set_index(number)[name]
 
 
-def fold_split(folds: pd.Series, splits: dict[str, Collection[int]], source: str) -> pd.Series:
-    """Map the fold of each row to its split, given the folds of each split; the error names the data set `source`."""
-    split = folds.map({fold: name for name, members in splits.items() for fold in members})
-    if split.isna().any():
-        raise InputError(f"{source} has no fold {folds[split.isna()].iloc[0]}: is the metadata the published one?")
-    return split
+def fold_split(folds: pd.Series, known: Collection[int], source: str, **splits: Sequence[int]) -> pd.Series:
+    """Map the fold of each row to its split; missing where no split has the fold.
+
+    Parameters
+    ----------
+    folds
+        Of each row.
+    known
+        The folds of the data set.
+    source
+        Its name, for errors.
+    **splits
+        `training_folds`, `valid_folds` and `test_folds`: the folds of each split, as the YAML's keys of these names.
+
+    Raises
+    ------
+    InputError
+        A split without folds, a fold that the data set lacks, or one in two splits.
+    """
+    of = {}
+    for key, members in splits.items():
+        members = list(members) if isinstance(members, list | tuple | range) else [members]
+        if not members:
+            raise InputError(f"{key} is empty: name at least one of {source}'s folds, such as --{key}=[{max(known)}].")
+        for fold in members:
+            if isinstance(fold, bool) or fold not in known:
+                raise InputError(f"{key} has {fold!r}: {source}'s folds are {min(known)} to {max(known)}.")
+            if fold in of:
+                both = f"{key} twice" if of[fold] == key else f"{of[fold]} and {key}"
+                raise InputError(f"Fold {fold} is in {both}: give each fold to one split, or to none.")
+            of[fold] = key
+    if not folds.isin(known).all():
+        fold = folds[~folds.isin(known)].iloc[0]
+        raise InputError(f"{source} has no fold {fold}: is the metadata the published one?")
+    return folds.map(of).map({"training_folds": "train", "valid_folds": "valid", "test_folds": "test"})
 
 
 def seeded_order(ids: Iterable, seed: int) -> list:

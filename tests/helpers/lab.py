@@ -17,11 +17,10 @@ import pytest
 import soundfile
 
 from datasets import demo
-from datasets.prepare import DATA_KEYS, prepare
 from utils.run import folder as run_folders
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
-from utils.run.experiment import Run
+from utils.run.experiment import Run, read_data
 from utils.training.loop import Stream
 
 REPO = Path(__file__).parents[2]
@@ -170,7 +169,7 @@ class Lab:
         """Read configuration and data in this process, without a run; return hparams, run options, data."""
         file, run_opts, overrides = parse_arguments("", self.arguments(yaml, *args, data=data))
         hparams = load_config(file, overrides)
-        return hparams, run_opts, prepare(*(hparams[key] for key in DATA_KEYS))
+        return hparams, run_opts, read_data(hparams)
 
     def start_run(self, brain_class, yaml, *args, data=None, adapt=None):
         """Make a run in this process, with its data read and nothing written, as a script does first."""

@@ -20,7 +20,7 @@ from utils.io.places import home_path
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.folder import as_text, is_harmless, read_settings, same_setting
-from utils.run.keys import ENCODER_KEYS
+from utils.run.keys import ENCODER_KEYS, FOLD_KEYS
 from utils.run.yaml_text import plain_keys, read_text
 from utils.training.checkpoints import latest_checkpoint, load_weights
 from utils.training.context import FRONT_END
@@ -158,11 +158,32 @@ def _with_settings(trained, text, overrides, path):
             overrides += f"\n{key}: {json.dumps(value)}"
         elif not same_setting(given[key], value):
             raise _contradiction(key, given[key], path, f"was trained with {key}={value}")
+    overrides = _with_folds(trained, text, overrides, path)
     replaced = _with_parts(parts, text, overrides, path)
     unknown = [key for key in ENCODER_KEYS if key in given and key not in trained]
     if replaced != text and unknown:
         raise _contradiction(unknown[0], given[unknown[0]], path, f"was trained without the key {unknown[0]}")
     return replaced, overrides
+
+
+def _with_folds(trained, text, overrides, path):
+    """Take the folds of the encoder's run if it has the same data set; warn of test folds that it was trained on."""
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    same = trained.get("dataset") == as_text(text, overrides).get("dataset")
+    if not same or not {*FOLD_KEYS} <= keys.keys() & trained.keys():
+        return overrides
+    theirs = {key: plain_keys(f"{key}: {trained[key]}", f"settings.json of {path}")[key] for key in FOLD_KEYS}
+    for key in (key for key in FOLD_KEYS if key not in given):
+        overrides += f"\n{key}: {json.dumps(theirs[key])}"
+    now = plain_keys(overrides, "the command line")
+    used = [fold for fold in _listed(now["test_folds"]) if fold in _listed(theirs["training_folds"])]
+    if used:
+        logger.warning("The encoder in %s was trained on test_folds %s: this is no test on new clips.", path, used)
+    return overrides
+
+
+def _listed(folds):
+    return list(folds) if isinstance(folds, list | tuple) else [folds]
 
 
 def _with_parts(parts, text, overrides, path):

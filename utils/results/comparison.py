@@ -10,7 +10,7 @@ from utils.results.judged import COSTS, Judged
 
 
 class Group(NamedTuple):
-    """A row of the table: evaluations that differ in protocol and seed only."""
+    """A row of the table: evaluations that differ in protocol, seed and folds only."""
 
     dataset: str
     encoder: str
@@ -39,7 +39,7 @@ class Column(NamedTuple):
 class Cell(NamedTuple):
     """A group's values in one column, in fractions, seconds or bytes; NaN where nothing is known."""
 
-    seeds: list[int]
+    seeds: list[int | str]  # where a group's runs differ in folds too: "<seed>/<test folds>"
     values: list[float]  # by seed, NaN left out
     mean: float
     std: float  # sample standard deviation; NaN for fewer than two seeds
@@ -75,6 +75,11 @@ def aggregate(runs: Sequence[Judged]) -> Groups:
     return {group: {column: _cell(members[group], column) for column in columns} for group in order}
 
 
+def _repeat(run, with_folds):
+    """Name one of a group's repeats: by its seed, and by its test folds where the runs differ in folds."""
+    return f"{run.seed}/{run.folds.rpartition(' | ')[2].replace(' ', '')}" if with_folds else run.seed
+
+
 def _columns(runs):
     """List the columns: accuracy under each protocol, forgetting and BWT where classes don't grow, costs."""
     first = {}
@@ -93,12 +98,15 @@ def _columns(runs):
 
 
 def _cell(runs, column):
-    """Take mean and spread over the seeds of a group's runs."""
+    """Take mean and spread over the seeds and folds of a group's runs."""
+    with_folds = len({run.folds for run in runs}) > 1
     if column.is_cost:  # of the encoder, so the same in all its evaluations
-        values, floors = [(run.seed, run.costs[column.metric]) for run in runs], []
+        values, floors = [(_repeat(run, with_folds), run.costs[column.metric]) for run in runs], []
     else:
         used = [run for run in runs if run.protocol == column.protocol]
-        values, floors = ([(run.seed, getattr(run, of)[column.metric]) for run in used] for of in ("metrics", "floor"))
+        values, floors = (
+            [(_repeat(run, with_folds), getattr(run, of)[column.metric]) for run in used] for of in ("metrics", "floor")
+        )
     values = {seed: value for seed, value in sorted(values) if math.isfinite(value)}
     floors = [floor for seed, floor in floors if seed in values and math.isfinite(floor)]
     return Cell(

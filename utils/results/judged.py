@@ -10,6 +10,7 @@ from utils.io.errors import InputError
 from utils.io.files import read_json
 from utils.results.metrics import METRICS
 from utils.results.protocols import OWN_TEST, find_protocol
+from utils.run.keys import FOLD_KEYS
 
 COSTS = ("train_seconds", "peak_memory_bytes")  # of the encoder's training
 # Settings and conditions that should be equal where methods are compared. Of settings.json: the precisions, and how a
@@ -20,7 +21,7 @@ TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "t
 PROTOCOL = ("protocol_title", "classes_grow")
 # Settings that are no condition: they name a row or a column of the table, or say where files are.
 NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "encoders",
-         "data_folder")  # fmt: skip
+         "data_folder", *FOLD_KEYS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Judged:
     encoder: str
     dataset: str
     seed: int
+    folds: str  # training, valid and test folds; "" where the data set has none
     metrics: dict[str, float]  # of the trained encoders, by `METRICS`: fractions, NaN where not evaluated
     floor: dict[str, float]  # the same of random weights
     encoder_tasks: int | None  # on how many tasks the encoder was trained; None if not known
@@ -63,7 +65,11 @@ def load_run(folder: str | Path) -> Judged:
         raise InputError(f"{file} was not written by linclf_train.py: {error}") from None
     if fields["protocol_title"] is None or fields["classes_grow"] is None:
         raise InputError(f"{file}: unknown protocol {fields['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    return Judged(folder=folder, conditions=_conditions(folder, record), **fields)
+    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
+    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
+    folds = " | ".join(" ".join(str(settings[key]).strip("[]").split()) for key in FOLD_KEYS if key in settings)
+    conditions = _conditions(record, versions, settings, folds)
+    return Judged(folder=folder, folds=folds, conditions=conditions, **fields)
 
 
 def _read_object(file):
@@ -102,15 +108,18 @@ def _number(value):
     return math.nan if value is None else float(value)
 
 
-def _conditions(folder, record):
-    """Collect what should be equal where evaluations are compared, without what is not recorded."""
-    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
-    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
+def _conditions(record, versions, settings, folds):
+    """Collect what should be equal where evaluations are compared, without what is not recorded.
+
+    The digest of the data depends on the folds.
+    """
     place = f"{record['dataset']} {record['protocol']}"
     found = {key: value for key, value in versions.items() if key != "command"}
     found |= {key: settings.get(key) for key in PRECISIONS} | {key: record.get(key) for key in TRAINING}
-    if "data" in found:
-        found[f"data ({record['dataset']})"] = found.pop("data")
+    split = f", folds {folds}" if folds else ""
+    for key in ("data", "train_data"):
+        if key in found:
+            found[f"{key} ({record['dataset']}{split})"] = found.pop(key)
     found |= {f"{key} ({record['protocol']})": record.get(key) for key in PROTOCOL}
     found |= {f"{key} ({place})": settings.get(key) for key in PROBE_SETTINGS}
     others = sorted(settings.keys() - {*PRECISIONS, *PROBE_SETTINGS, *NAMED})  # most are of the encoder's architecture
@@ -130,19 +139,20 @@ def load_runs(folders: Iterable[str | Path], own_tests: bool = False) -> list[Ju
     Raises
     ------
     InputError
-        See `load_run`. Also if two runs have the same dataset, encoder, method, protocol and seed: they can't both be
-        that seed in a mean.
+        See `load_run`. Also if two runs have the same dataset, encoder, method, protocol, seed and folds: they can't
+        both be that seed in a mean.
     """
     runs, places = [], {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         run = load_run(folder)
         if run.protocol == OWN_TEST and not own_tests:
             raise InputError(f"{folder} has sup_train.py's own test: give linclf_train.py's run folders")
-        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, run.protocol, run.seed)
+        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, run.protocol, run.seed, run.folds)
         if place in places:
             raise InputError(
                 f"{places[place]} and {folder} are both {run.protocol}, {run.method}, {run.encoder}, {run.dataset}, "
-                f"seed {run.seed}: give one of them, they can't be averaged as two seeds"
+                f"seed {run.seed}{', the same folds' if run.folds else ''}: give one of them, they can't be averaged "
+                "as two seeds"
             )
         places[place] = folder
         runs.append(run)

@@ -21,8 +21,8 @@ COST_UNITS = {
     "peak_memory_bytes": ("Peak memory", (("GB", 1e9, 2), ("MB", 1e6, 0))),
 }
 CELL_NOTE = """\
-In percent: mean ± sample standard deviation over seeds, their number in brackets where a cell has fewer than its row;
-the row "floor" is the same evaluation of random weights.
+In percent: mean ± sample standard deviation over seeds and folds, their number in brackets where a cell has fewer than
+its row; the row "floor" is the same evaluation of random weights.
 """
 OFFLINE_NOTE = """\
 A method marked (offline) was trained on all classes at once: what the others, which learn task by task, could reach.

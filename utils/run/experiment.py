@@ -1,5 +1,6 @@
 """One object for a run: its configuration, options, settings, folder and data."""
 
+import functools
 import os
 import shutil
 import sys
@@ -9,16 +10,31 @@ from speechbrain.core import _logging_excepthook
 from speechbrain.utils.logger import setup_logging
 from speechbrain.utils.quirks import log_applied_quirks
 
-from datasets.prepare import DATA_KEYS, prepare
+from datasets.prepare import DATA_KEYS, Data, prepare
 from utils.io.files import naming, write_atomically
 from utils.run.arguments import parse_arguments
 from utils.run.config import effective_option, load_config
 from utils.run.folder import check_run_folder, open_run_folder, run_settings
+from utils.run.keys import keys_for
 from utils.run.processes import join_processes, main_first, main_only
 from utils.run.record import check_data, save_record
 from utils.run.yaml_text import read_text
 
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
+
+
+def read_data(hparams: dict) -> Data:
+    """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
+
+    Raises
+    ------
+    InputError
+        See `datasets.prepare.prepare`.
+    """
+    given = {key: hparams[key] for key in DATA_KEYS if key in hparams}
+    load = hparams["dataset"]
+    given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
+    return prepare(**given)
 
 
 class Run:
@@ -81,7 +97,7 @@ class Run:
         InputError
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
-        self.data = main_first(prepare)(**{key: self.hparams[key] for key in DATA_KEYS if key in self.hparams})
+        self.data = main_first(read_data)(self.hparams)
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)

@@ -61,6 +61,9 @@ KEYS = {
     # Data and tasks
     "dataset": Key("made"),
     "n_tasks": Key(least=1),
+    "training_folds": Key("mixed", before=ANY),  # which clips they are is compared, see utils.run.record
+    "valid_folds": Key("mixed", before=ANY),
+    "test_folds": Key("mixed", before=ANY),
     "sample_rate": Key(least=1000, encoder=True),
     "train_duration": Key(least=0.05),  # a shorter crop than one analysis window has no features
     "replay_num_keep": Key("mixed"),
@@ -124,6 +127,7 @@ def keys_that(test):
 
 PATHS = keys_that(lambda key: key.kind.endswith("path"))
 ENCODER_KEYS = keys_that(lambda key: key.encoder)
+FOLD_KEYS = ("training_folds", "valid_folds", "test_folds")
 
 # Keys that a script can't do without; those of one trainer alone are named in its Brain.
 RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",
@@ -135,16 +139,20 @@ JUDGING_KEYS = ("ssl_checkpoints_dir", *RUN_KEYS, "linclf_train_type", "standard
                 "classifier")  # fmt: skip
 
 
-def call_with_keys(function, hparams, *args, **kwargs):
-    """Call a function or class; its parameters that aren't given take the YAML's key of the same name, if it has one.
+def keys_for(function, hparams, given=()):
+    """Select the YAML's keys that a function or class has parameters for, by name, apart from the parameters `given`.
 
-    So a method, a strategy or a probe gets a number of its own by naming it in its signature.
+    So a method, a strategy, a probe or a data set gets a number of its own by naming it in its signature.
     """
-    given = set(list(inspect.signature(function).parameters)[: len(args)]) | kwargs.keys()
     wanted = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in given
     ]
-    from_yaml = {name: hparams[name] for name in wanted if hparams.get(name) is not None}
-    return function(*args, **from_yaml, **kwargs)
+    return {name: hparams[name] for name in wanted if hparams.get(name) is not None}
+
+
+def call_with_keys(function, hparams, *args, **kwargs):
+    """Call a function or class; its parameters that aren't given take the YAML's keys of their names, if there are."""
+    given = set(list(inspect.signature(function).parameters)[: len(args)]) | kwargs.keys()
+    return function(*args, **keys_for(function, hparams, given), **kwargs)
