@@ -1,4 +1,4 @@
-"""Heads on top of the embedding: projector, predictor, linear classifier. They know no loss.
+"""Heads on top of the embedding: projectors, predictor, linear classifier. They know no loss.
 
 Legend: B clips, D embedding features, C classes.
 """
@@ -49,6 +49,24 @@ class Predictor(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Linear(emb_dim // 4, emb_dim),  # [B, D]
         )
+
+
+class MLP(nn.Sequential):
+    """Linear layers with a norm and ReLU between each two of them.
+
+    Parameters
+    ----------
+    *sizes : int
+        Features in, of each hidden layer, and out.
+    norm_type : str
+        See `models.norms.NORMS`.
+    """
+
+    def __init__(self, *sizes, norm_type="bn"):
+        layers = [nn.Linear(sizes[0], sizes[1])]
+        for size, following in zip(sizes[1:], sizes[2:], strict=False):
+            layers += [make_norm(norm_type, size), nn.ReLU(inplace=True), nn.Linear(size, following)]
+        super().__init__(*layers)
 
 
 class Classifier(nn.Linear):

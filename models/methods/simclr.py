@@ -1,4 +1,7 @@
-"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709)."""
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709), section 2.1.
+
+    python supclr_train.py hparams/demo/supclr_train.yaml --ssl_method=simclr --experiment_name=simclr
+"""
 
 from models.losses import NTXentLoss
 from models.methods.base import Method

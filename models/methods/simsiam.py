@@ -1,4 +1,7 @@
-"""SimSiam (Chen and He, CVPR 2021, arXiv 2011.10566)."""
+"""SimSiam (Chen and He, CVPR 2021, arXiv 2011.10566), section 3.
+
+    python supclr_train.py hparams/demo/supclr_train.yaml --ssl_method=simsiam --experiment_name=simsiam
+"""
 
 from models.losses import NegativeCosine
 from models.methods.base import Method

@@ -81,7 +81,7 @@ KEYS = {
     "strategy_weight": Key("mixed", before=ANY),
     "memory_batch_size": Key(least=1, before=ANY),
     # Numbers of single methods and strategies
-    "ssl_dim": Key(before=ANY),
+    "ssl_dim": Key("mixed", before=ANY),
     "target_momentum": Key(least=0.0, before=ANY),
     "moco_queue": Key(least=1, before=ANY),
     "moco_temperature": Key(least=1e-6, before=ANY),

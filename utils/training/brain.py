@@ -20,7 +20,7 @@ from models.methods.base import Method, View
 from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
-from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
+from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, share_weights, total, world_size
 from utils.strategies import make_strategy
 from utils.training.collapse import collapse_warning
 from utils.training.context import TaskContext
@@ -151,7 +151,9 @@ class TaskBrain(AccuracyCount, SavedTraining):
     # Optimizers and processes
 
     def _wrap_distributed(self):
-        """Wrap the trained modules in DDP and, on GPUs, SyncBatchNorm.
+        """Wrap the trained modules in DDP, send rank 0's other modules to all, and convert to SyncBatchNorm on GPUs.
+
+        DDP itself sends rank 0's weights. State without a gradient, such as a momentum encoder, is not wrapped.
 
         SpeechBrain's method can't be used. It converts to SyncBatchNorm on a CPU too, where that raises. And its DDP
         broadcasts buffers at each forward pass: in training the second view's broadcast overwrites buffers that the
@@ -161,13 +163,17 @@ class TaskBrain(AccuracyCount, SavedTraining):
             return
         cuda = self.device_type == "cuda"
         for name, module in self.modules.items():
+            module = SyncBatchNorm.convert_sync_batchnorm(module) if cuda else module
             if any(parameter.requires_grad for parameter in module.parameters()):
                 self.modules[name] = DistributedDataParallel(
-                    SyncBatchNorm.convert_sync_batchnorm(module) if cuda else module,
+                    module,
                     device_ids=[self.device] if cuda else None,
                     find_unused_parameters=self.find_unused_parameters,
                 )
                 self.modules[name].broadcast_buffers = False  # set here, as torch 2.13 renamed the argument
+            elif name in self.handed_on:
+                self.modules[name] = module
+                share_weights(module)
 
     def init_optimizers(self):
         """Make an optimizer at the scheduled rate and one at a constant rate, for the method's `constant_rate` heads.

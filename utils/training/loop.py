@@ -34,6 +34,8 @@ from utils.training.workers import WatchedLoader, workers_ended
 
 logger = logging.getLogger(__name__)
 
+HEADS = {"projector", "predictor"}  # of the YAML's modules: a method may use them, replace them or do without
+
 
 class Stream:
     """The tasks of a run, with the modules that are trained on one task after the other.
@@ -66,10 +68,12 @@ class Stream:
         self.method, self.strategy = brain_class.make_method(hparams), make_strategy(hparams)
         with_memory = self.strategy.uses_memory
         self.plan = plan_tasks(hparams, run.options, run.data, brain_class.validates, with_memory)
-        self.modules = dict(hparams["modules"])
+        method_modules = self.method.modules if self.method else {}
+        unused = HEADS - method_modules.keys() if self.method else ()  # heads that the method does without
+        self.modules = {name: module for name, module in hparams["modules"].items() if name not in unused}
         if "classifier" in hparams:
             self.modules["classifier"] = hparams["classifier"](n_classes=len(run.data.classes))
-        self.modules |= {**(self.method.modules if self.method else {}), **self.strategy.modules}
+        self.modules |= {**method_modules, **self.strategy.modules}
 
     def train(self, after_task=None):
         """Train an encoder on one task after the other.
