@@ -74,3 +74,20 @@ class Classifier(nn.Linear):
 
     def __init__(self, emb_dim, n_classes):
         super().__init__(emb_dim, n_classes)
+
+
+def sup_features(modules, h):
+    """Return what the labels' loss is computed on, [B, D]: sup_projector(h), or h [B, D] where there is no such head.
+
+    Parameters
+    ----------
+    modules : mapping of str to torch.nn.Module
+    h : torch.Tensor
+        [B, D].
+    """
+    return modules["sup_projector"](h) if "sup_projector" in modules else h
+
+
+def classify(modules, h):
+    """Return the logits [B, C] of embeddings [B, D], by `classifier` and, where there is one, `sup_projector`."""
+    return modules["classifier"](sup_features(modules, h))

@@ -9,7 +9,9 @@ from models.methods.base import Method, head_width
 
 
 class BarlowTwins(Method):
-    """Features of the two views correlate each with itself and with no other feature (arXiv 2103.03230, equation 1).
+    """Each feature correlates with itself in the other view, and with no other (arXiv 2103.03230).
+
+    Equation 1.
 
     Parameters
     ----------

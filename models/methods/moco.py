@@ -28,7 +28,7 @@ class Queue(nn.Module):
 
 
 class MoCo(Method):
-    """Each view attracts a moving average's key of the other view and repels a queue of older keys (arXiv 1911.05722).
+    """Each view attracts a moving average's key of the other view, and repels a queue (arXiv 1911.05722).
 
     Equation 1, made symmetric, as both views are embedded anyway: each view has a queue of its own. Queries and keys
     are L2-normalised. A step's own keys enter the queue for the steps after it. A queue that is long for the task's

@@ -8,7 +8,9 @@ from models.methods.base import Method
 
 
 class SimCLR(Method):
-    """NT-Xent between the views' predictor(projector(h)), the paper's choice (arXiv 2205.07390, section II).
+    """Two views of a clip attract, and repel the batch's other views: NT-Xent (arXiv 2002.05709).
+
+    It compares predictor(projector(h)), the choice of arXiv 2205.07390, section II.
 
     Parameters
     ----------

@@ -8,7 +8,9 @@ from models.methods.base import Method
 
 
 class SimSiam(Method):
-    """Each view's prediction attracts the other view's projection, which gets no gradient (equation 2).
+    """Each view's prediction attracts the other view's projection, without negatives (arXiv 2011.10566).
+
+    The projection gets no gradient (equation 2).
 
     Parameters
     ----------

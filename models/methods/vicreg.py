@@ -12,7 +12,9 @@ from utils.io.errors import InputError
 
 
 class VICReg(Method):
-    """The two views' features agree, each varies over the batch, and no two covary (arXiv 2105.04906, equation 6).
+    """Two views agree in features that vary over the batch and don't covary (arXiv 2105.04906).
+
+    Equation 6.
 
     Parameters
     ----------

@@ -4,8 +4,10 @@ A trainer adds `compute_forward`, which returns a dict, and `compute_objectives`
 SpeechBrain's. Legend: B clips, T frames, F mel bands, D features, C classes.
 """
 
+import functools
 import inspect
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import speechbrain as sb
@@ -15,6 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.embed import extract_features
+from models.losses import SUP_LOSSES
 from models.methods import METHODS
 from models.methods.base import Method, View
 from utils.io.errors import InputError
@@ -58,17 +61,21 @@ class TaskBrain(AccuracyCount, SavedTraining):
         The method, in a trainer that has just one. None: the YAML's key `ssl_method` names it, if there is such a key.
     validates
         Validate each epoch, and keep the weights of the task's best epoch.
+    choices
+        Keys that name one of several classes -> name -> class, for ``--help``.
     """
 
     needs: tuple[str, ...] = TRAINING_KEYS
     n_views: int = 2
     ssl_method: str | None = None
     validates: bool = False
+    choices: dict[str, dict[str, type]] = {}
 
     @classmethod
     def check(cls, hparams: dict):
         """Raise InputError for a method or strategy that is unknown or can't work with the other settings."""
         cls.make_method(hparams)
+        cls.make_sup_loss(hparams)
         make_strategy(hparams)
 
     @classmethod
@@ -80,6 +87,21 @@ class TaskBrain(AccuracyCount, SavedTraining):
         if name not in METHODS:
             raise InputError(f"ssl_method is {name!r}: choose one of {', '.join(METHODS)}.")
         return call_with_keys(METHODS[name], hparams)
+
+    @classmethod
+    def make_sup_loss(cls, hparams: dict) -> Callable | None:
+        """Return the labels' loss that the key `sup_loss` names or is; None for a trainer that has none."""
+        loss = hparams.get("sup_loss")
+        if isinstance(loss, str) and loss in SUP_LOSSES:
+            loss = SUP_LOSSES[loss]()
+        if "sup_loss" in hparams and not callable(loss):
+            raise InputError(f"sup_loss is {loss!r}: choose one of {', '.join(SUP_LOSSES)}.")
+        if getattr(loss, "contrastive", False) and hparams.get("sup_weight", 1):
+            if cls.validates:
+                raise InputError("sup_loss compares clips, and a classifier stays untrained: use supclr_train.py.")
+            if hparams["use_mixup"]:
+                raise InputError("sup_loss compares clips by class, and mixup blends classes: set use_mixup to False.")
+        return loss
 
     def __init__(self, task: TaskContext, **kwargs):
         super().__init__(task, **kwargs)
@@ -95,6 +117,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
         super().on_stage_start(stage, epoch)
         if self.hparams.num_workers:
             give_back_freed_memory()
+
+    @functools.cached_property
+    def sup_loss(self):
+        """The labels' loss, see `models.losses.SUP_LOSSES`."""
+        return self.make_sup_loss(vars(self.hparams))
 
     # The forward pass
 

@@ -11,6 +11,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.memory import JointBatch, JointSampler, JointViews
+from models.heads import MLP
 from utils.io.files import write_atomically
 from utils.results.figures.training import plot_training
 from utils.run.costs import training_costs
@@ -73,6 +74,9 @@ class Stream:
         self.modules = {name: module for name, module in hparams["modules"].items() if name not in unused}
         if "classifier" in hparams:
             self.modules["classifier"] = hparams["classifier"](n_classes=len(run.data.classes))
+        if hparams.get("sup_projector"):
+            sizes, norm_type = 3 * [hparams["emb_dim"]], hparams.get("proj_norm_type", "bn")
+            self.modules["sup_projector"] = MLP(*sizes, norm_type=norm_type)
         self.modules |= {**method_modules, **self.strategy.modules}
 
     def train(self, after_task=None):
