@@ -79,7 +79,7 @@ KEYS = {
     "ssl_weight": Key(least=0.0, loss_weight=True),
     "sup_weight": Key(least=0.0, loss_weight=True),
     "sup_loss": Key(once={"!new:models.losses.SoftCrossEntropy": "cross_entropy"}),
-    "sup_projector": Key("flag", before="False"),
+    "sup_projector": Key("flag", before="false"),
     "temperature": Key(least=1e-6),
     "ssl_method": Key(before="simclr"),
     "strategy": Key("mixed", before="none"),
