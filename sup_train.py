@@ -13,7 +13,8 @@ a configuration per data set. Each task keeps the epoch with the best accuracy o
 replay, on those of the tasks so far). After each task the classifier, over all classes, is tested on the tasks so far.
 <output_base>/<experiment_name>+seed_<seed> gets accuracy_table.csv, metrics.json and figures, and its save/task<t> the
 weights, for linclf_train.py to evaluate. The same command resumes an interrupted run. Main keys: task_classes,
-replay_num_keep, use_mixup, encoder (with emb_dim), train_duration, batch_size, number_of_epochs, pretrained_weights.
+replay_num_keep, use_mixup, sup_projector, encoder (with emb_dim), train_duration, batch_size, number_of_epochs,
+pretrained_weights.
 
 Commands, times and results of the runs on ESC-10: docs/results.md.
 """
@@ -21,6 +22,7 @@ Commands, times and results of the runs on ESC-10: docs/results.md.
 import speechbrain as sb
 import torch.nn.functional as F
 
+from models.heads import classify
 from utils.evaluation.own_test import TaskTests
 from utils.results.save import save_results
 from utils.run.exits import user_errors
@@ -41,13 +43,13 @@ class Supervised(TaskBrain):
         """Compute logits."""
         batch = self.prepare_batch(batch)
         out = self.embed_views(batch, stage, n_views=1)  # h1 [B, D]
-        out["logits"] = self.modules.classifier(out["h1"])  # [B, C]
+        out["logits"] = classify(self.modules, out["h1"])  # [B, C]
         return self.with_memory(out, batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
         """Compute the cross entropy, in training with mixup's label probabilities; a scalar."""
         if stage == sb.Stage.TRAIN:
-            loss = self.hparams.sup_loss(predictions["logits"], batch.label_probs.data)
+            loss = self.sup_loss(predictions["logits"], batch.label_probs.data)
             return self.weighted_sum({"sup": loss}, {"sup": 1.0}, predictions, batch)
         labels = batch.label.to(predictions["logits"].device)  # [B]
         self.count(predictions["logits"], labels)

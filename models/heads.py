@@ -1,4 +1,4 @@
-"""Heads on top of the embedding: projector, predictor, linear classifier. They know no loss.
+"""Heads on top of the embedding: projectors, predictor, linear classifier. They know no loss.
 
 Legend: B clips, D embedding features, C classes.
 """
@@ -51,8 +51,43 @@ class Predictor(nn.Sequential):
         )
 
 
+class MLP(nn.Sequential):
+    """Linear layers with a norm and ReLU between each two of them.
+
+    Parameters
+    ----------
+    *sizes : int
+        Features in, of each hidden layer, and out.
+    norm_type : str
+        See `models.norms.NORMS`.
+    """
+
+    def __init__(self, *sizes, norm_type="bn"):
+        layers = [nn.Linear(sizes[0], sizes[1])]
+        for size, following in zip(sizes[1:], sizes[2:], strict=False):
+            layers += [make_norm(norm_type, size), nn.ReLU(inplace=True), nn.Linear(size, following)]
+        super().__init__(*layers)
+
+
 class Classifier(nn.Linear):
     """One linear layer, [B, D] -> logits [B, C]."""
 
     def __init__(self, emb_dim, n_classes):
         super().__init__(emb_dim, n_classes)
+
+
+def sup_features(modules, h):
+    """Return what the labels' loss is computed on, [B, D]: sup_projector(h), or h [B, D] where there is no such head.
+
+    Parameters
+    ----------
+    modules : mapping of str to torch.nn.Module
+    h : torch.Tensor
+        [B, D].
+    """
+    return modules["sup_projector"](h) if "sup_projector" in modules else h
+
+
+def classify(modules, h):
+    """Return the logits [B, C] of embeddings [B, D], by `classifier` and, where there is one, `sup_projector`."""
+    return modules["classifier"](sup_features(modules, h))

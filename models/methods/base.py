@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from utils.io.errors import InputError
+
 
 class View(NamedTuple):
     """One augmented view of a batch.
@@ -72,3 +74,16 @@ class Method:
     def figures(self):
         """Return figures for the log, called once after each epoch's training: name -> number."""
         return {}
+
+
+def head_width(ssl_dim, default):
+    """Return the width of a method's heads: that of the key `ssl_dim` or, if this is None, the method's own.
+
+    Raises
+    ------
+    InputError
+        Neither None nor a whole number above 0.
+    """
+    if ssl_dim is not None and (type(ssl_dim) is not int or ssl_dim < 1):
+        raise InputError(f"ssl_dim is {ssl_dim!r}: it must be null or a whole number above 0.")
+    return ssl_dim or default

@@ -1,11 +1,16 @@
-"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709)."""
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709), section 2.1.
+
+    python supclr_train.py hparams/demo/supclr_train.yaml --ssl_method=simclr --experiment_name=simclr
+"""
 
 from models.losses import NTXentLoss
 from models.methods.base import Method
 
 
 class SimCLR(Method):
-    """NT-Xent between the views' predictor(projector(h)), the paper's choice (arXiv 2205.07390, section II).
+    """Two views of a clip attract, and repel the batch's other views: NT-Xent (arXiv 2002.05709).
+
+    It compares predictor(projector(h)), the choice of arXiv 2205.07390, section II.
 
     Parameters
     ----------

@@ -1,11 +1,16 @@
-"""SimSiam (Chen and He, CVPR 2021, arXiv 2011.10566)."""
+"""SimSiam (Chen and He, CVPR 2021, arXiv 2011.10566), section 3.
+
+    python supclr_train.py hparams/demo/supclr_train.yaml --ssl_method=simsiam --experiment_name=simsiam
+"""
 
 from models.losses import NegativeCosine
 from models.methods.base import Method
 
 
 class SimSiam(Method):
-    """Each view's prediction attracts the other view's projection, which gets no gradient (equation 2).
+    """Each view's prediction attracts the other view's projection, without negatives (arXiv 2011.10566).
+
+    The projection gets no gradient (equation 2).
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ import logging
 import time
 
 import numpy as np
+from torch import nn
 
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
@@ -34,7 +35,7 @@ class TaskTests:
     """
 
     def __init__(self, run, modules):
-        tested = ("embedding_model", "classifier", *FRONT_END)
+        tested = ("embedding_model", "sup_projector", "classifier", *FRONT_END)
         self.network = {name: module for name, module in handed_on(modules).items() if name in tested}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
         self.embedder, self.output_folder = make_embedder(run.hparams, run.options), run.folder
@@ -58,7 +59,8 @@ class TaskTests:
         cache = cache_beside(self.folders[0], self.output_folder)
         vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
-        confusion = confusion_matrix(LinearPredictor(self.network["classifier"], {}), clips, len(self.data.classes))
+        heads = [self.network[name] for name in ("sup_projector", "classifier") if name in self.network]
+        confusion = confusion_matrix(LinearPredictor(nn.Sequential(*heads), {}), clips, len(self.data.classes))
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 
     @main_only

@@ -175,6 +175,8 @@ def _differs(key, saved, settings):
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
         return False
     there, here = saved.get(key, KEYS[key].before if key in KEYS else None), settings.get(key)
+    if key in KEYS:
+        there, here = (KEYS[key].once.get(value, value) for value in (there, here))
     if key == "ssl_checkpoints_dir":  # a run folder and its save folder name the same encoders
         there, here = (str(path).removesuffix("/save") for path in (there, here))
     return not same_setting(there, here)

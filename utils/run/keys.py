@@ -27,6 +27,8 @@ class Key(NamedTuple):
         The values there are; empty for any.
     before : str or ANY, optional
         The value that a run had whose settings were saved before this key existed.
+    once : dict of str to str
+        How an older YAML wrote a value -> how it is written now.
     """
 
     kind: str = ""
@@ -36,6 +38,7 @@ class Key(NamedTuple):
     loss_weight: bool = False
     choices: tuple = ()
     before: object = None
+    once: dict = {}
 
 
 KEYS = {
@@ -78,13 +81,15 @@ KEYS = {
     "opt_class": Key("made"),
     "ssl_weight": Key(least=0.0, loss_weight=True),
     "sup_weight": Key(least=0.0, loss_weight=True),
+    "sup_loss": Key(once={"!new:models.losses.SoftCrossEntropy": "cross_entropy"}),
+    "sup_projector": Key("flag", before="false"),
     "temperature": Key(least=1e-6),
     "ssl_method": Key(before="simclr"),
     "strategy": Key("mixed", before="none"),
     "strategy_weight": Key("mixed", before=ANY),
     "memory_batch_size": Key(least=1, before=ANY),
     # Numbers of single methods and strategies
-    "ssl_dim": Key(before=ANY),
+    "ssl_dim": Key("mixed", before=ANY),
     "target_momentum": Key(least=0.0, before=ANY),
     "moco_queue": Key(least=1, before=ANY),
     "moco_temperature": Key(least=1e-6, before=ANY),

@@ -4,8 +4,10 @@ A trainer adds `compute_forward`, which returns a dict, and `compute_objectives`
 SpeechBrain's. Legend: B clips, T frames, F mel bands, D features, C classes.
 """
 
+import functools
 import inspect
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import speechbrain as sb
@@ -15,12 +17,13 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.embed import extract_features
+from models.losses import SUP_LOSSES
 from models.methods import METHODS
 from models.methods.base import Method, View
 from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
-from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
+from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, share_weights, total, world_size
 from utils.strategies import make_strategy
 from utils.training.collapse import collapse_warning
 from utils.training.context import TaskContext
@@ -58,17 +61,21 @@ class TaskBrain(AccuracyCount, SavedTraining):
         The method, in a trainer that has just one. None: the YAML's key `ssl_method` names it, if there is such a key.
     validates
         Validate each epoch, and keep the weights of the task's best epoch.
+    choices
+        Keys that name one of several classes -> name -> class, for ``--help``.
     """
 
     needs: tuple[str, ...] = TRAINING_KEYS
     n_views: int = 2
     ssl_method: str | None = None
     validates: bool = False
+    choices: dict[str, dict[str, type]] = {}
 
     @classmethod
     def check(cls, hparams: dict):
         """Raise InputError for a method or strategy that is unknown or can't work with the other settings."""
         cls.make_method(hparams)
+        cls.make_sup_loss(hparams)
         make_strategy(hparams)
 
     @classmethod
@@ -80,6 +87,21 @@ class TaskBrain(AccuracyCount, SavedTraining):
         if name not in METHODS:
             raise InputError(f"ssl_method is {name!r}: choose one of {', '.join(METHODS)}.")
         return call_with_keys(METHODS[name], hparams)
+
+    @classmethod
+    def make_sup_loss(cls, hparams: dict) -> Callable | None:
+        """Return the labels' loss that the key `sup_loss` names or is; None for a trainer that has none."""
+        loss = hparams.get("sup_loss")
+        if isinstance(loss, str) and loss in SUP_LOSSES:
+            loss = SUP_LOSSES[loss]()
+        if "sup_loss" in hparams and not callable(loss):
+            raise InputError(f"sup_loss is {loss!r}: choose one of {', '.join(SUP_LOSSES)}.")
+        if getattr(loss, "contrastive", False) and hparams.get("sup_weight", 1):
+            if cls.validates:
+                raise InputError("sup_loss compares clips, and a classifier stays untrained: use supclr_train.py.")
+            if hparams["use_mixup"]:
+                raise InputError("sup_loss compares clips by class, and mixup blends classes: set use_mixup to False.")
+        return loss
 
     def __init__(self, task: TaskContext, **kwargs):
         super().__init__(task, **kwargs)
@@ -95,6 +117,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
         super().on_stage_start(stage, epoch)
         if self.hparams.num_workers:
             give_back_freed_memory()
+
+    @functools.cached_property
+    def sup_loss(self):
+        """The labels' loss, see `models.losses.SUP_LOSSES`."""
+        return self.make_sup_loss(vars(self.hparams))
 
     # The forward pass
 
@@ -151,7 +178,9 @@ class TaskBrain(AccuracyCount, SavedTraining):
     # Optimizers and processes
 
     def _wrap_distributed(self):
-        """Wrap the trained modules in DDP and, on GPUs, SyncBatchNorm.
+        """Wrap the trained modules in DDP, send rank 0's other modules to all, and convert to SyncBatchNorm on GPUs.
+
+        DDP itself sends rank 0's weights. State without a gradient, such as a momentum encoder, is not wrapped.
 
         SpeechBrain's method can't be used. It converts to SyncBatchNorm on a CPU too, where that raises. And its DDP
         broadcasts buffers at each forward pass: in training the second view's broadcast overwrites buffers that the
@@ -161,13 +190,17 @@ class TaskBrain(AccuracyCount, SavedTraining):
             return
         cuda = self.device_type == "cuda"
         for name, module in self.modules.items():
+            module = SyncBatchNorm.convert_sync_batchnorm(module) if cuda else module
             if any(parameter.requires_grad for parameter in module.parameters()):
                 self.modules[name] = DistributedDataParallel(
-                    SyncBatchNorm.convert_sync_batchnorm(module) if cuda else module,
+                    module,
                     device_ids=[self.device] if cuda else None,
                     find_unused_parameters=self.find_unused_parameters,
                 )
                 self.modules[name].broadcast_buffers = False  # set here, as torch 2.13 renamed the argument
+            elif name in self.handed_on:
+                self.modules[name] = module
+                share_weights(module)
 
     def init_optimizers(self):
         """Make an optimizer at the scheduled rate and one at a constant rate, for the method's `constant_rate` heads.

@@ -11,6 +11,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.memory import JointBatch, JointSampler, JointViews
+from models.heads import MLP
 from utils.io.files import write_atomically
 from utils.results.figures.training import plot_training
 from utils.run.costs import training_costs
@@ -33,6 +34,8 @@ from utils.training.schedulers import WarmupCosineScheduler
 from utils.training.workers import WatchedLoader, workers_ended
 
 logger = logging.getLogger(__name__)
+
+HEADS = {"projector", "predictor"}  # of the YAML's modules: a method may use them, replace them or do without
 
 
 class Stream:
@@ -66,10 +69,15 @@ class Stream:
         self.method, self.strategy = brain_class.make_method(hparams), make_strategy(hparams)
         with_memory = self.strategy.uses_memory
         self.plan = plan_tasks(hparams, run.options, run.data, brain_class.validates, with_memory)
-        self.modules = dict(hparams["modules"])
+        method_modules = self.method.modules if self.method else {}
+        unused = HEADS - method_modules.keys() if self.method else ()  # heads that the method does without
+        self.modules = {name: module for name, module in hparams["modules"].items() if name not in unused}
         if "classifier" in hparams:
             self.modules["classifier"] = hparams["classifier"](n_classes=len(run.data.classes))
-        self.modules |= {**(self.method.modules if self.method else {}), **self.strategy.modules}
+        if hparams.get("sup_projector"):
+            sizes, norm_type = 3 * [hparams["emb_dim"]], hparams.get("proj_norm_type", "bn")
+            self.modules["sup_projector"] = MLP(*sizes, norm_type=norm_type)
+        self.modules |= {**method_modules, **self.strategy.modules}
 
     def train(self, after_task=None):
         """Train an encoder on one task after the other.
