@@ -8,10 +8,12 @@ from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
 from utils.strategies.cassle import CaSSLe
+from utils.strategies.cassle_mse import CaSSLeMSE
 
 STRATEGIES = {
     "none": Strategy,
     "cassle": CaSSLe,
+    "cassle_mse": CaSSLeMSE,
 }
 
 
