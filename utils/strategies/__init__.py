@@ -9,11 +9,13 @@ from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
 from utils.strategies.cassle import CaSSLe
 from utils.strategies.cassle_mse import CaSSLeMSE
+from utils.strategies.pfr import PFR
 
 STRATEGIES = {
     "none": Strategy,
     "cassle": CaSSLe,
     "cassle_mse": CaSSLeMSE,
+    "pfr": PFR,
 }
 
 
