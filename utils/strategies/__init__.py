@@ -9,6 +9,7 @@ from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
 from utils.strategies.cassle import CaSSLe
 from utils.strategies.cassle_mse import CaSSLeMSE
+from utils.strategies.lwf import LwF
 from utils.strategies.pfr import PFR
 
 STRATEGIES = {
@@ -16,6 +17,7 @@ STRATEGIES = {
     "cassle": CaSSLe,
     "cassle_mse": CaSSLeMSE,
     "pfr": PFR,
+    "lwf": LwF,
 }
 
 
