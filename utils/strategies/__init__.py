@@ -10,6 +10,7 @@ from utils.strategies.base import Several, Strategy
 from utils.strategies.cassle import CaSSLe
 from utils.strategies.cassle_mse import CaSSLeMSE
 from utils.strategies.lwf import LwF
+from utils.strategies.osiris import Osiris
 from utils.strategies.pfr import PFR
 
 STRATEGIES = {
@@ -18,6 +19,7 @@ STRATEGIES = {
     "cassle_mse": CaSSLeMSE,
     "pfr": PFR,
     "lwf": LwF,
+    "osiris": Osiris,
 }
 
 
