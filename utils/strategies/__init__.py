@@ -9,6 +9,7 @@ from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
 from utils.strategies.cassle import CaSSLe
 from utils.strategies.cassle_mse import CaSSLeMSE
+from utils.strategies.decor import DeCoR
 from utils.strategies.lwf import LwF
 from utils.strategies.osiris import Osiris
 from utils.strategies.pfr import PFR
@@ -20,6 +21,7 @@ STRATEGIES = {
     "pfr": PFR,
     "lwf": LwF,
     "osiris": Osiris,
+    "decor": DeCoR,
 }
 
 
