@@ -27,7 +27,7 @@ STRATEGIES = {
 
 def describe_strategies():
     """List the strategies with the first sentence about each, for ``--help``."""
-    lines = ["Strategies against forgetting, --strategy=NAME or --strategy=\"[NAME, NAME]\":", ""]
+    lines = ['Strategies against forgetting, --strategy=NAME or --strategy="[NAME, NAME]":', ""]
     for name, strategy in STRATEGIES.items():
         about = " ".join(inspect.getdoc(strategy).partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
         lines.append(textwrap.fill(f"  {name:12}{about}", 118, subsequent_indent=" " * 14))

@@ -51,7 +51,9 @@ class Distillation(Strategy):
         raise NotImplementedError
 
     def before_task(self, brain):
-        self.teacher = previous_modules(brain, self.taught_by(brain)) if brain.task.index > 0 else None
+        self.teacher = None  # the last task's is freed before there is another
+        if brain.task.index > 0:
+            self.teacher = previous_modules(brain, self.taught_by(brain))
 
     def losses(self, brain, losses, weights, out, batch):
         if self.teacher is None:
