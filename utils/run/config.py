@@ -154,6 +154,8 @@ def _check_numbers(values):
     """Refuse numbers out of range, and other values where a number is needed."""
     for key, lowest in ((name, key.least) for name, key in KEYS.items() if key.least is not None):
         value = values.get(key, lowest)
+        if value is None and is_mixed(key):
+            continue
         kinds, what = (int, "a whole number") if isinstance(lowest, int) else ((int, float), "a number")
         is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or value < lowest:

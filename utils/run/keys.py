@@ -16,7 +16,7 @@ class Key(NamedTuple):
         or False), "made" (built by the YAML, must be callable), "mixed" (a number, a word or a list), or "" (the YAML's
         value says the type).
     least : int or float, optional
-        Smallest value; an int takes whole numbers only.
+        Smallest value; an int takes whole numbers only. A "mixed" key may be null too.
     harmless : bool
         The key changes where files are or how fast a run is, never its result.
     encoder : bool
@@ -86,8 +86,8 @@ KEYS = {
     "temperature": Key(least=1e-6),
     "ssl_method": Key(before="simclr"),
     "strategy": Key("mixed", before="none"),
-    "strategy_weight": Key("mixed", before=ANY),
-    "memory_batch_size": Key(least=1, before=ANY),
+    "strategy_weight": Key("mixed", least=0.0, before=ANY),
+    "memory_batch_size": Key("mixed", least=2, before=ANY),
     # Numbers of single methods and strategies
     "ssl_dim": Key("mixed", before=ANY),
     "target_momentum": Key(least=0.0, before=ANY),

@@ -19,10 +19,16 @@ class Strategy:
         they are not mixed into the task's own clips.
     embeds_memory : bool
         The memory batch passes the trainer's forward pass too: `out["memory"]`.
+    memory_share : float
+        The memory batch as a share of the batch, where the YAML's `memory_batch_size` is null.
+    adds : tuple of str
+        Names of the losses that `losses` adds; the figure of a training run draws them.
     """
 
     uses_memory = False
     embeds_memory = True
+    memory_share = 1.0
+    adds: tuple[str, ...] = ()
 
     def __init__(self):
         self.modules = {}
@@ -90,6 +96,8 @@ class Several(Strategy):
             self.modules |= strategy.modules
         self.uses_memory = any(strategy.uses_memory for strategy in strategies)
         self.embeds_memory = any(strategy.uses_memory and strategy.embeds_memory for strategy in strategies)
+        self.memory_share = max((s.memory_share for s in strategies if s.uses_memory), default=1.0)
+        self.adds = tuple(name for strategy in strategies for name in strategy.adds)
 
     def check(self, hparams):
         for strategy in self.strategies:

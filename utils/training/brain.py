@@ -24,7 +24,7 @@ from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
 from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, share_weights, total, world_size
-from utils.strategies import make_strategy
+from utils.strategies import STRATEGIES, make_strategy
 from utils.training.collapse import collapse_warning
 from utils.training.context import TaskContext
 from utils.training.saving import SavedTraining
@@ -69,14 +69,13 @@ class TaskBrain(AccuracyCount, SavedTraining):
     n_views: int = 2
     ssl_method: str | None = None
     validates: bool = False
-    choices: dict[str, dict[str, type]] = {}
+    choices: dict[str, dict[str, type]] = {"strategy": STRATEGIES}
 
     @classmethod
     def check(cls, hparams: dict):
         """Raise InputError for a method or strategy that is unknown or can't work with the other settings."""
-        cls.make_method(hparams)
+        make_strategy(hparams, cls.make_method(hparams))
         cls.make_sup_loss(hparams)
-        make_strategy(hparams)
 
     @classmethod
     def make_method(cls, hparams: dict) -> Method | None:
@@ -106,6 +105,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
     def __init__(self, task: TaskContext, **kwargs):
         super().__init__(task, **kwargs)
         self.method, self.strategy, self.plain = task.method, task.strategy, False
+        self.strategys_losses, self.has_warned_of_zero = set(), False
 
     def on_fit_start(self):
         """Let the strategy prepare the task, then wrap modules, make optimizers and load the newest checkpoint."""
@@ -161,7 +161,9 @@ class TaskBrain(AccuracyCount, SavedTraining):
     def weighted_sum(self, losses: dict, weights: dict[str, float], out: dict, batch) -> torch.Tensor:
         """Sum the weighted losses, the strategy's included, to a scalar; `out["losses"]` gets each for the log."""
         if not self.plain:
+            own = losses.keys()
             losses, weights = self.strategy.losses(self, losses, weights, out, batch)
+            self.strategys_losses |= losses.keys() - own
         losses = {name: joint_loss(loss) for name, loss in losses.items()}
         loss = sum(weights[name] * loss for name, loss in losses.items())
         out["losses"] = {"loss": loss, **losses}
@@ -302,6 +304,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
             self.figures |= {**self.spread.measure(), "lr": self._rate(epoch)}
             self.figures |= {**(self.method.figures() if self.method else {}), **self.strategy.figures(self)}
             self._warn_of_collapse()
+            self._warn_of_zero()
             # SpeechBrain resets these after this hook, but the checkpoint is saved within it: a resumed run would
             # begin its next epoch with them.
             self.step, self.avg_train_loss = 0, 0.0
@@ -319,3 +322,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
         if warning and not self.has_collapsed:
             logger.warning("task %d, epoch %d: %s", self.task.index, self.figures["epoch"], warning)
             self.has_collapsed = True
+
+    def _warn_of_zero(self):
+        """Log a warning if a loss of the strategy was exactly 0 in all steps of the epoch, once per task."""
+        idle = sorted(name for name in self.strategys_losses if self.figures.get(name) == 0)
+        if idle and not self.has_warned_of_zero:
+            said = "task %d, epoch %d: the strategy's loss %s was exactly 0 in every step, so it changes nothing."
+            logger.warning(said, self.task.index, self.figures["epoch"], " and ".join(idle))
+            self.has_warned_of_zero = True

@@ -57,6 +57,8 @@ class TaskContext:
         Called after each epoch; see `utils.run.costs.training_costs`.
     losses
         Loss name -> (sum, count) over the finite losses of the epoch so far.
+    seen_labels
+        Labels of the earlier tasks' clips, in order.
     """
 
     index: int
@@ -76,3 +78,4 @@ class TaskContext:
     best: BestEpoch | None = None
     save_costs: Callable = lambda: None
     losses: dict = field(default_factory=dict)
+    seen_labels: Sequence[int] = ()

@@ -12,6 +12,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from datasets.batches import EpochSampler, ViewDataset, WholeClips, make_mixup
 from datasets.memory import JointBatch, JointSampler, JointViews
 from models.heads import MLP
+from utils.io.errors import InputError
 from utils.io.files import write_atomically
 from utils.results.figures.training import plot_training
 from utils.run.costs import training_costs
@@ -66,8 +67,10 @@ class Stream:
 
     def __init__(self, brain_class, run):
         self.brain_class, self.run, hparams = brain_class, run, run.hparams
-        self.method, self.strategy = brain_class.make_method(hparams), make_strategy(hparams)
+        self.method = brain_class.make_method(hparams)
+        self.strategy = make_strategy(hparams, self.method)
         with_memory = self.strategy.uses_memory
+        self.memory_batch_size = memory_batch_size(hparams, self.strategy)
         self.plan = plan_tasks(hparams, run.options, run.data, brain_class.validates, with_memory)
         method_modules = self.method.modules if self.method else {}
         unused = HEADS - method_modules.keys() if self.method else ()  # heads that the method does without
@@ -105,7 +108,7 @@ class Stream:
                 sweep_replaced(folder)
                 if after_task is not None:
                     after_task(t, folder)
-        _draw_training(self.run)
+        _draw_training(self.run, self.strategy.adds)
 
     @main_only
     def _write_rows(self, folders):
@@ -138,6 +141,7 @@ class Stream:
             on_step=progress.step,
             on_epoch=progress.epoch,
             best=best,
+            seen_labels=labels_before(self.run.data, t),
         )
         brain = self.brain_class(
             task=context,
@@ -164,7 +168,7 @@ class Stream:
         if plan.memory.empty:
             size //= world_size()
             return WatchedLoader(dataset, batch_size=size, sampler=sampler, collate_fn=PaddedBatch, **how)
-        joint = JointSampler(sampler, len(plan.memory), hparams["memory_batch_size"])
+        joint = JointSampler(sampler, len(plan.memory), self.memory_batch_size)
         dataset = JointViews(dataset, self._views(t, plan.memory))
         return WatchedLoader(dataset, batch_sampler=joint, collate_fn=JointBatch, **how)
 
@@ -197,9 +201,31 @@ def save_rows(save_folder, data, finished=()):
             write_atomically(path, rows.to_csv(index=False))
 
 
+def memory_batch_size(hparams, strategy):
+    """Return the clips of a memory batch of all processes: the YAML's number or, for null, the strategy's share.
+
+    Raises
+    ------
+    InputError
+        The processes can't have equally many.
+    """
+    size, n = hparams.get("memory_batch_size"), world_size()
+    size = round(strategy.memory_share * hparams["batch_size"]) if size is None else size
+    if strategy.uses_memory and size % n:
+        raise InputError(f"A memory batch has {size} clips, of all {n} processes together: set memory_batch_size to a "
+                         f"multiple of {n}.")  # fmt: skip
+    return size
+
+
+def labels_before(data, t):
+    """List the labels of the training clips of the tasks before `t`."""
+    rows = data.split("train")
+    return sorted(map(int, rows.loc[rows["task"] < t, "label"].unique()))
+
+
 @main_only
-def _draw_training(run):
+def _draw_training(run, strategys_losses):
     figure, log = (os.path.join(run.folder, name) for name in ("training.png", "train_log.csv"))
     if os.path.isfile(log) and not os.path.isfile(figure):
-        plot_training(log, figure)
+        plot_training(log, figure, losses=strategys_losses)
     logger.info("Weights after each task: %s. Losses: %s.", run.save_folder, figure)

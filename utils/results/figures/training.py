@@ -1,5 +1,7 @@
 """The figure of a training run: loss, spread of the embeddings and learning rate over the epochs."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import pandas as pd
 from utils.results.figures.canvas import COLOURS, make_figure, save, tidy
 
 
-def plot_training(log: str | Path | pd.DataFrame, path: str | Path, title: str = "Training") -> Path:
+def plot_training(
+    log: str | Path | pd.DataFrame, path: str | Path, title: str = "Training", losses: Sequence[str] = ()
+) -> Path:
     """Draw loss, spread of the embeddings and learning rate over the epochs of all tasks, every other task shaded.
 
     Parameters
@@ -20,6 +24,8 @@ def plot_training(log: str | Path | pd.DataFrame, path: str | Path, title: str =
     path : str or Path
         The PNG file.
     title : str
+    losses : sequence of str
+        Further losses to draw by their names, unweighted, as far as the log has them: those of a strategy.
 
     Raises
     ------
@@ -35,6 +41,8 @@ def plot_training(log: str | Path | pd.DataFrame, path: str | Path, title: str =
     panels[0].plot(epochs, log["loss"], color=COLOURS[0], label="training", **style)
     if "valid_loss" in log:
         panels[0].plot(epochs, log["valid_loss"], color=COLOURS[1], linestyle="--", label="validation", **style)
+    _draw_further_losses(panels[0], epochs, log[[name for name in losses if name in log]], style)
+    if len(panels[0].lines) > 1:
         panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("loss")
     if "std" in heights:
@@ -52,6 +60,13 @@ def plot_training(log: str | Path | pd.DataFrame, path: str | Path, title: str =
     panels[-1].set_xlabel("epoch, counted over all tasks")
     figure.suptitle(title, fontsize=12)
     return save(figure, path)
+
+
+def _draw_further_losses(axes, epochs, losses, style):
+    """Draw a strategy's losses, a column each; an epoch without them leaves a gap."""
+    lines = itertools.product((":", "-."), COLOURS[::-1])
+    for name, (line, colour) in zip(losses, itertools.cycle(lines), strict=False):
+        axes.plot(epochs, losses[name], color=colour, linestyle=line, label=name, **style)
 
 
 def _draw_spread(panels, epochs, log, style):
