@@ -4,9 +4,11 @@ from datasets.selection import parse_keep
 from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
+from utils.strategies.frozen import FrozenEncoder
 
 STRATEGIES = {
     "none": Strategy,
+    "frozen": FrozenEncoder,
 }
 
 
