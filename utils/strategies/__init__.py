@@ -4,11 +4,13 @@ from datasets.selection import parse_keep
 from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
+from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.frozen import FrozenEncoder
 
 STRATEGIES = {
     "none": Strategy,
     "frozen": FrozenEncoder,
+    "bn_only": BatchNormOnly,
 }
 
 
