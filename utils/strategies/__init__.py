@@ -6,11 +6,13 @@ from utils.run.keys import call_with_keys
 from utils.strategies.base import Several, Strategy
 from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.frozen import FrozenEncoder
+from utils.strategies.merge import Merge
 
 STRATEGIES = {
     "none": Strategy,
     "frozen": FrozenEncoder,
     "bn_only": BatchNormOnly,
+    "merge": Merge,
 }
 
 
