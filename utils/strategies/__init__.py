@@ -3,6 +3,7 @@
 from datasets.selection import parse_keep
 from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
+from utils.strategies.agem import AGEM
 from utils.strategies.base import Several, Strategy
 from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.frozen import FrozenEncoder
@@ -13,6 +14,7 @@ STRATEGIES = {
     "frozen": FrozenEncoder,
     "bn_only": BatchNormOnly,
     "merge": Merge,
+    "agem": AGEM,
 }
 
 
