@@ -6,6 +6,7 @@ from utils.run.keys import call_with_keys
 from utils.strategies.agem import AGEM
 from utils.strategies.base import Several, Strategy
 from utils.strategies.bn_only import BatchNormOnly
+from utils.strategies.der import DER
 from utils.strategies.frozen import FrozenEncoder
 from utils.strategies.merge import Merge
 
@@ -15,6 +16,7 @@ STRATEGIES = {
     "bn_only": BatchNormOnly,
     "merge": Merge,
     "agem": AGEM,
+    "der": DER,
 }
 
 
