@@ -8,6 +8,7 @@ from utils.strategies.base import Several, Strategy
 from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.der import DER
 from utils.strategies.frozen import FrozenEncoder
+from utils.strategies.lump import LUMP
 from utils.strategies.merge import Merge
 
 STRATEGIES = {
@@ -17,6 +18,7 @@ STRATEGIES = {
     "merge": Merge,
     "agem": AGEM,
     "der": DER,
+    "lump": LUMP,
 }
 
 
