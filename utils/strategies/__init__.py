@@ -7,6 +7,7 @@ from utils.strategies.agem import AGEM
 from utils.strategies.base import Several, Strategy
 from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.der import DER
+from utils.strategies.ewc import EWC
 from utils.strategies.frozen import FrozenEncoder
 from utils.strategies.lump import LUMP
 from utils.strategies.merge import Merge
@@ -19,6 +20,7 @@ STRATEGIES = {
     "agem": AGEM,
     "der": DER,
     "lump": LUMP,
+    "ewc": EWC,
 }
 
 
