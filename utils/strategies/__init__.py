@@ -11,6 +11,7 @@ from utils.strategies.ewc import EWC
 from utils.strategies.frozen import FrozenEncoder
 from utils.strategies.lump import LUMP
 from utils.strategies.merge import Merge
+from utils.strategies.si import SynapticIntelligence
 
 STRATEGIES = {
     "none": Strategy,
@@ -21,6 +22,7 @@ STRATEGIES = {
     "der": DER,
     "lump": LUMP,
     "ewc": EWC,
+    "si": SynapticIntelligence,
 }
 
 
