@@ -186,6 +186,14 @@ def rows_of_all(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).cpu()
 
 
+def average(tensors: Sequence[torch.Tensor]):
+    """Average each tensor over all processes, in place, as DDP averages gradients."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
 def joint_loss(loss: torch.Tensor) -> torch.Tensor:
     """Return a loss whose value is the mean over all processes and whose gradient is this one's, as DDP averages it."""
     if not dist.is_initialized():

@@ -1,26 +1,39 @@
 """Strategies against forgetting by name. A new one is a file here and its line in `STRATEGIES`."""
 
-import inspect
-import textwrap
-
 from datasets.selection import parse_keep
 from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
+from utils.strategies.agem import AGEM
 from utils.strategies.base import Several, Strategy
+from utils.strategies.bn_only import BatchNormOnly
 from utils.strategies.cassle import CaSSLe
 from utils.strategies.cassle_mse import CaSSLeMSE
 from utils.strategies.decor import DeCoR
+from utils.strategies.der import DER
+from utils.strategies.ewc import EWC
+from utils.strategies.frozen import FrozenEncoder
+from utils.strategies.lump import LUMP
 from utils.strategies.lwf import LwF
+from utils.strategies.merge import Merge
 from utils.strategies.osiris import Osiris
 from utils.strategies.pfr import PFR
+from utils.strategies.si import SynapticIntelligence
 
 STRATEGIES = {
     "none": Strategy,
+    "frozen": FrozenEncoder,
+    "bn_only": BatchNormOnly,
     "cassle": CaSSLe,
     "cassle_mse": CaSSLeMSE,
     "pfr": PFR,
     "lwf": LwF,
+    "agem": AGEM,
+    "der": DER,
+    "lump": LUMP,
+    "ewc": EWC,
+    "si": SynapticIntelligence,
     "osiris": Osiris,
+    "merge": Merge,
     "decor": DeCoR,
 }
 

@@ -171,9 +171,13 @@ class TaskBrain(AccuracyCount, SavedTraining):
 
     def memory_loss(self, out: dict, batch) -> torch.Tensor:
         """Return the trainer's own loss of the memory batch, without the strategy's; a scalar."""
+        return self.own_loss(out["memory"], batch.memory)
+
+    def own_loss(self, out: dict, batch) -> torch.Tensor:
+        """Return the trainer's own loss of a batch, given its forward pass, without the strategy's; a scalar."""
         self.plain = True
         try:
-            return self.compute_objectives(out["memory"], batch.memory, sb.Stage.TRAIN)
+            return self.compute_objectives(out, batch, sb.Stage.TRAIN)
         finally:
             self.plain = False
 

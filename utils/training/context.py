@@ -45,6 +45,8 @@ class TaskContext:
         None where no self-supervised loss is used.
     seed
         Of the experiment.
+    views
+        Rows -> a data set of their training views, see `datasets.batches.ViewDataset`.
     schedule
         Step from 0 -> learning rate.
     on_step
@@ -71,6 +73,7 @@ class TaskContext:
     epochs: int
     steps_per_epoch: int
     seed: int
+    views: Callable
     schedule: WarmupCosineScheduler
     counter: EpochCounter
     on_step: Callable

@@ -1,5 +1,6 @@
 """The task loop of the encoder trainers: one Brain per task, with files as the only hand-over between tasks."""
 
+import functools
 import logging
 import os
 from time import monotonic
@@ -136,6 +137,7 @@ class Stream:
             epochs=plan.epochs,
             steps_per_epoch=plan.steps,
             seed=hparams["seed"],
+            views=functools.partial(self._views, t),
             schedule=WarmupCosineScheduler(hparams["lr"], hparams["final_lr"], plan.total_steps, warmup),
             counter=counter,
             on_step=progress.step,

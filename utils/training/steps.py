@@ -73,7 +73,11 @@ class FiniteSteps(sb.Brain):
 
         SpeechBrain steps with such gradients or, with `skip_nonfinite_grads`, drops them parameter by parameter.
         """
-        optimizers = self.freeze_optimizers(self.optimizers_dict)
+        optimizers = {
+            name: optimizer
+            for name, optimizer in self.freeze_optimizers(self.optimizers_dict).items()
+            if any(p.grad is not None for p in optimizer.param_groups[0]["params"])  # GradScaler refuses those without
+        }
         for optimizer in optimizers.values():
             self.scaler.unscale_(optimizer)
         self.change_gradients()
@@ -88,7 +92,8 @@ class FiniteSteps(sb.Brain):
                 self.after_step()
         else:
             self.steps_skipped += 1
-        self.scaler.update()
+        if optimizers:
+            self.scaler.update()
         for optimizer in self.optimizers_dict.values():  # SpeechBrain's zero_grad skips frozen optimizers
             optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
