@@ -434,7 +434,7 @@ def test_low_precision(lab, tmp_path, strategy, brain_class, precision):
         (("--strategy=merge", "--merge_every=0"), "merge_every is 0"),
         (("--strategy=[ewc, merge]",), "name merge first"),
         (("--strategy=ewc", "--strategy_weight=-1"), "strategy_weight is -1"),
-        (("--strategy=si", "--strategy_weight=much"), "strategy_weight is much"),
+        (("--strategy=si", "--strategy_weight=much"), "strategy_weight is .much."),
         (("--strategy=ewc", "--ewc_gamma=1.5"), "ewc_gamma is 1.5"),
         (("--strategy=der", *MEMORY, "--use_mixup=True"), "set use_mixup=False"),
         *((("--strategy=" + name,), "set replay_num_keep above 0") for name in ("agem", "der", "lump")),

@@ -44,7 +44,7 @@ class AGEMState(nn.Module):
 
 
 class AGEM(Strategy):
-    """The gradient is projected where it opposes that of the memory batch, by the trainer's own loss (section 4).
+    """Project the gradient where it opposes that of the memory batch, by the trainer's own loss (section 4).
 
     It is one vector over all of the trained weights, of all optimizers, and the reference is the gradient of the joint
     memory batch of all processes. Where a step accumulates batches, the reference is the mean over their memories.

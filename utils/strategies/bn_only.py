@@ -13,7 +13,7 @@ from utils.strategies.passes import average_anew, batch_norms
 
 
 class BatchNormOnly(Strategy):
-    """No gradient after task 0; batch norm's running statistics are the average over all of the task's batches.
+    """No gradient after task 0; batch norm's running statistics are those of all of the task's batches.
 
     The paper moves the old statistics by a momentum that changes; here the plain average replaces them, from the task's
     first step on, over the augmented views that training sees. The count of batches is part of batch norm's state, so a

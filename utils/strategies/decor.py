@@ -27,7 +27,7 @@ FILE = "decor_codes.npz"
 
 
 class DeCoR(Strategy):
-    """Predict a code of each clip: its cluster among the previous encoder's embeddings, found before the task.
+    """Predict each clip's code: its cluster among the previous encoder's embeddings, found before the task.
 
     The previous encoder embeds each of the task's clips once, whole and without augmentation: a code is the clip's, and
     no crop has to be drawn. k-means gives the codes, and a linear head on h, new for each task as its codes are, learns

@@ -17,7 +17,7 @@ def without_gradient(losses):
 
 
 class FrozenEncoder(Strategy):
-    """No step after task 0. Weights and buffers, such as running statistics, stay as task 0 left them, bit for bit."""
+    """No step after task 0: weights and running statistics stay as task 0 left them, bit for bit."""
 
     def before_task(self, brain):
         if brain.task.index > 0:
