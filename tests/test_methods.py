@@ -18,7 +18,15 @@ from helpers.lab import DEBUG, REPO, edited, run_here
 from helpers.torchrun import EQUAL, Site
 from models.encoders import ENCODERS, make_encoder
 from models.heads import Classifier, Predictor, Projector
-from models.losses import BarlowTwinsLoss, InfoNCELoss, NTXentLoss, SoftCrossEntropy, SupConLoss, VICRegLoss
+from models.losses import (
+    BarlowTwinsLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SoftCrossEntropy,
+    SupConLoss,
+    VICRegLoss,
+    is_contrastive,
+)
 from models.methods import METHODS
 from models.methods.base import View
 from models.methods.moco import Queue
@@ -461,6 +469,8 @@ def test_the_labels_loss_is_a_name_or_an_object_as_before(lab, tmp_path):
     run.open()
     again = lab.start_run(SupCLR, "us8k/supclr_train.yaml", place)
     assert isinstance(SupCLR.make_sup_loss(again.hparams), SoftCrossEntropy)
+    losses = "supcon", SupConLoss(), "cross_entropy", SoftCrossEntropy(), None
+    assert [is_contrastive(loss) for loss in losses] == [True, True, False, False, False]
     with pytest.raises(InputError, match="run of other settings .sup_loss"):
         lab.start_run(SupCLR, "us8k/supclr_train.yaml", place, "--sup_loss=supcon")
 
