@@ -16,7 +16,7 @@ Commands, times and results of the runs on ESC-10: docs/results.md.
 """
 
 from models.heads import classify, sup_features
-from models.losses import SUP_LOSSES
+from models.losses import SUP_LOSSES, is_contrastive
 from models.methods import METHODS
 from utils.run.exits import user_errors
 from utils.run.experiment import Run
@@ -34,7 +34,7 @@ class SupCLR(TaskBrain):
     def compute_forward(self, batch, stage):
         """Embed the views, and run the heads of losses with a weight above 0. Other heads are not trained."""
         batch = self.prepare_batch(batch)
-        contrastive = self.hparams.sup_weight and getattr(self.sup_loss, "contrastive", False)
+        contrastive = self.hparams.sup_weight and is_contrastive(self.sup_loss)
         n_views = 2 if self.hparams.ssl_weight or contrastive else 1
         out = self.embed_views(batch, stage, n_views)  # h1, h2 [B, D]
         if self.hparams.ssl_weight:

@@ -244,3 +244,8 @@ SUP_LOSSES = {
     "cross_entropy": SoftCrossEntropy,
     "supcon": SupConLoss,
 }
+
+
+def is_contrastive(sup_loss):
+    """Tell whether a loss with labels, given as an object or by name, compares clips and so trains no classifier."""
+    return getattr(SUP_LOSSES.get(sup_loss) if isinstance(sup_loss, str) else sup_loss, "contrastive", False)

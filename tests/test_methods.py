@@ -18,7 +18,15 @@ from helpers.lab import DEBUG, REPO, edited, run_here
 from helpers.torchrun import EQUAL, Site
 from models.encoders import ENCODERS, make_encoder
 from models.heads import Classifier, Predictor, Projector
-from models.losses import BarlowTwinsLoss, InfoNCELoss, NTXentLoss, SoftCrossEntropy, SupConLoss, VICRegLoss
+from models.losses import (
+    BarlowTwinsLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SoftCrossEntropy,
+    SupConLoss,
+    VICRegLoss,
+    is_contrastive,
+)
 from models.methods import METHODS
 from models.methods.base import View
 from models.methods.moco import Queue
@@ -34,8 +42,14 @@ from utils.run.signals import Stopped
 from utils.training.loop import Stream
 
 NEW = ("byol", "moco", "barlow_twins", "vicreg")
-HEADS = {"simclr": {"projector", "predictor"}, "byol": {"projector", "predictor", "target"},
-         "moco": {"projector", "target", "queue"}, "barlow_twins": {"projector"}, "vicreg": {"projector"}}  # fmt: skip
+HEADS = {
+    "simclr": {"projector", "predictor"},
+    "simsiam": {"projector", "predictor"},
+    "byol": {"projector", "predictor", "target"},
+    "moco": {"projector", "target", "queue"},
+    "barlow_twins": {"projector"},
+    "vicreg": {"projector"},
+}
 TWO_TASKS = "--task_classes=[[3,8],[9,4]]"
 LABELS = torch.tensor([0, 1, 0, 2, 1, 1])
 B, D = len(LABELS), 3
@@ -272,10 +286,8 @@ def test_bf16_gives_the_loss_of_fp32(name):
     assert [float(loss) for loss in rounded] == pytest.approx([float(loss) for loss in exact], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", HEADS)
 def test_compare_pulls_a_prediction_to_a_fixed_target(name):
-    if name == "follow":
-        pytest.skip("a test's own")
     prediction, target = (draw(8, 16, seed=seed).float().requires_grad_() for seed in (1, 2))
     method, _ = make(name)
     loss = method.compare(prediction, target)
@@ -457,6 +469,8 @@ def test_the_labels_loss_is_a_name_or_an_object_as_before(lab, tmp_path):
     run.open()
     again = lab.start_run(SupCLR, "us8k/supclr_train.yaml", place)
     assert isinstance(SupCLR.make_sup_loss(again.hparams), SoftCrossEntropy)
+    losses = "supcon", SupConLoss(), "cross_entropy", SoftCrossEntropy(), None
+    assert [is_contrastive(loss) for loss in losses] == [True, True, False, False, False]
     with pytest.raises(InputError, match="run of other settings .sup_loss"):
         lab.start_run(SupCLR, "us8k/supclr_train.yaml", place, "--sup_loss=supcon")
 

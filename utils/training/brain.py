@@ -17,7 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from models.embed import extract_features
-from models.losses import SUP_LOSSES
+from models.losses import SUP_LOSSES, is_contrastive
 from models.methods import METHODS
 from models.methods.base import Method, View
 from utils.io.errors import InputError
@@ -95,7 +95,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
             loss = SUP_LOSSES[loss]()
         if "sup_loss" in hparams and not callable(loss):
             raise InputError(f"sup_loss is {loss!r}: choose one of {', '.join(SUP_LOSSES)}.")
-        if getattr(loss, "contrastive", False) and hparams.get("sup_weight", 1):
+        if is_contrastive(loss) and hparams.get("sup_weight", 1):
             if cls.validates:
                 raise InputError("sup_loss compares clips, and a classifier stays untrained: use supclr_train.py.")
             if hparams["use_mixup"]:
