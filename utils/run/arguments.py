@@ -2,13 +2,15 @@
 
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from speechbrain.utils.run_opts import RunOptions
 
@@ -19,7 +21,9 @@ from utils.run.config import UNUSABLE, is_mixed
 from utils.run.yaml_text import option_names, plain_keys, read_text, refuse_unknown, tag_of
 
 
-def parse_arguments(doc: str, argv: Sequence[str] | None = None) -> tuple[str, RunOptions, str]:
+def parse_arguments(
+    doc: str, argv: Sequence[str] | None = None, choices: Mapping[str, Mapping] = MappingProxyType({})
+) -> tuple[str, RunOptions, str]:
     """Read ``script.py config.yaml [--run_option ...] [--yaml_key=value | --yaml_key value ...]``.
 
     Parameters
@@ -28,6 +32,8 @@ def parse_arguments(doc: str, argv: Sequence[str] | None = None) -> tuple[str, R
         The script's docstring, shown by ``--help``.
     argv
         Arguments without the script's name; default: those of the process.
+    choices
+        Key -> name -> class or function. ``--help`` lists the names with the first lines of the docstrings.
 
     Returns
     -------
@@ -41,7 +47,7 @@ def parse_arguments(doc: str, argv: Sequence[str] | None = None) -> tuple[str, R
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
-        print(_help(doc, [token for token in argv if os.path.isfile(token)]))
+        print(_help(doc, [token for token in argv if os.path.isfile(token)], choices))
         sys.exit(0 if argv else 2)
     options, overrides = _split(argv)
     hparams_file, run_opts = _parse_options(options)
@@ -61,9 +67,11 @@ def parse_arguments(doc: str, argv: Sequence[str] | None = None) -> tuple[str, R
     return hparams_file, run_opts, "\n".join(lines)
 
 
-def _help(doc, files):
-    """Return the script's docstring, the keys of the given YAML with their comments, and SpeechBrain's run options."""
+def _help(doc, files, choices):
+    """Return the script's docstring, its choices, the given YAML's keys with their comments, and the run options."""
     lines = [doc.strip(), ""]
+    for key, named in choices.items():
+        lines += [f"--{key}=", *(_one_line(name, what) for name, what in named.items()), ""]
     if files:
         lines += [f"Keys of {files[0]}, to be overridden as --key=value:", ""]
         for line in read_text(files[0]).splitlines():
@@ -78,6 +86,11 @@ def _help(doc, files):
         lines.append("Each key of the YAML can be overridden as --key=value; with a YAML before it, --help lists them.")
     options = " ".join(f"--{name}" for name in sorted(option_names() - UNUSABLE.keys()))
     return "\n".join([*lines, "", "Run options of SpeechBrain:", textwrap.fill(options, 118, break_on_hyphens=False)])
+
+
+def _one_line(name, what):
+    """Return a name and the first line of the docstring of what it stands for."""
+    return f"  {name:14} {(inspect.getdoc(what) or '').partition(chr(10))[0]}"
 
 
 def _demanded(keys, given):

@@ -32,8 +32,8 @@ class Run:
     doc : str
         The script's docstring, shown by ``--help``.
     brain_class : type
-        Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work;
-        it may have `help()`, what ``--help`` says after the docstring.
+        Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
+        It may have `choices`, see `utils.run.arguments.parse_arguments`.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     adapt : callable, optional
@@ -58,8 +58,7 @@ class Run:
 
     def __init__(self, doc, brain_class, argv=None, adapt=None):
         self.argv, self.script = argv, brain_class.compute_forward.__code__.co_filename
-        more = f"\n\n{brain_class.help()}" if hasattr(brain_class, "help") else ""
-        self.file, self.options, self.overrides = parse_arguments(doc.rstrip() + more, argv)
+        self.file, self.options, self.overrides = parse_arguments(doc, argv, getattr(brain_class, "choices", {}))
         join_processes(self.options)
         self.text = read_text(self.file)
         if adapt is not None:

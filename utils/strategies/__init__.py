@@ -1,8 +1,5 @@
 """Strategies against forgetting by name. A new one is a file here and its line in `STRATEGIES`."""
 
-import inspect
-import textwrap
-
 from datasets.selection import parse_keep
 from utils.io.errors import InputError
 from utils.run.keys import call_with_keys
@@ -23,15 +20,6 @@ STRATEGIES = {
     "osiris": Osiris,
     "decor": DeCoR,
 }
-
-
-def describe_strategies():
-    """List the strategies with the first sentence about each, for ``--help``."""
-    lines = ['Strategies against forgetting, --strategy=NAME or --strategy="[NAME, NAME]":', ""]
-    for name, strategy in STRATEGIES.items():
-        about = " ".join(inspect.getdoc(strategy).partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
-        lines.append(textwrap.fill(f"  {name:12}{about}", 118, subsequent_indent=" " * 14))
-    return "\n".join(lines)
 
 
 def make_strategy(hparams, method=None):

@@ -32,7 +32,8 @@ class LwF(Distillation):
 
     def check(self, hparams):
         sup_loss = hparams.get("sup_loss") if hparams.get("sup_weight", 1.0) else None
-        if sup_loss is None or getattr(sup_loss, "contrastive", False):  # it may compare clips instead of classes
+        contrastive = sup_loss == "supcon" or getattr(sup_loss, "contrastive", False)  # compares clips, not classes
+        if sup_loss is None or contrastive:
             raise InputError("strategy lwf distils a classifier, and none is trained here: use sup_train.py, or "
                              "supclr_train.py with sup_weight above 0.")  # fmt: skip
 

@@ -21,7 +21,7 @@ from utils.io.errors import InputError
 from utils.run.hardware import give_back_freed_memory
 from utils.run.keys import TRAINING_KEYS, call_with_keys
 from utils.run.processes import joint_loss, mean, pad_as_joint, rank, share_buffers, total, world_size
-from utils.strategies import describe_strategies, make_strategy
+from utils.strategies import STRATEGIES, make_strategy
 from utils.training.collapse import collapse_warning
 from utils.training.context import TaskContext
 from utils.training.saving import SavedTraining
@@ -58,17 +58,15 @@ class TaskBrain(AccuracyCount, SavedTraining):
         The method, in a trainer that has just one. None: the YAML's key `ssl_method` names it, if there is such a key.
     validates
         Validate each epoch, and keep the weights of the task's best epoch.
+    choices
+        Keys that name one of several classes -> name -> class, for ``--help``.
     """
 
     needs: tuple[str, ...] = TRAINING_KEYS
     n_views: int = 2
     ssl_method: str | None = None
     validates: bool = False
-
-    @staticmethod
-    def help() -> str:
-        """Return what ``--help`` says after the script's docstring."""
-        return describe_strategies()
+    choices: dict[str, dict[str, type]] = {"strategy": STRATEGIES}
 
     @classmethod
     def check(cls, hparams: dict):
