@@ -347,8 +347,7 @@ def test_a_batchs_own_keys_are_no_negatives_and_the_next_batchs_are_the_oldest_t
     pairs = (("z1", "k2", 1), ("z2", "k1", 0))
     expected = sum(InfoNCELoss(0.2)(second[z], second[k], second["older"][i]) for z, k, i in pairs) / 2
     assert method.loss(second).item() == pytest.approx(expected.item())
-    modules.eval()
-    method(modules, *look(modules))
+    method(modules, *look(modules))  # of a memory batch, say
     assert torch.equal(modules["queue"].keys, torch.cat([own[0][:, 2:], own[1]], dim=1))
 
 

@@ -68,6 +68,13 @@ class Method:
         """Return the loss of predictions [B, ...] against fixed targets, a scalar; for distillation."""
         raise NotImplementedError
 
+    def after_batch(self, modules, out):
+        """Take in what a call returned for a batch of the task's own clips, such as keys for a queue.
+
+        Called once after each batch with a finite loss. A call itself changes no state: it is made for memory batches
+        too.
+        """
+
     def after_step(self, modules, progress):
         """Move what follows the weights, such as a momentum encoder; `progress` goes from 0 to 1 over the task."""
 

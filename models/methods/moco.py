@@ -79,10 +79,7 @@ class MoCo(Method):
     def __call__(self, modules, view1, view2):
         z1, z2 = modules["projector"](view1.h), modules["projector"](view2.h)  # [B, D]
         k1, k2 = modules["target"](view1), modules["target"](view2)  # [B, D]
-        older = modules["queue"].keys.clone()  # [2, K, D], before this batch's keys enter
-        if modules["queue"].training:
-            modules["queue"].add(k1, k2)
-        return {"z1": z1, "z2": z2, "k1": k1, "k2": k2, "older": older}
+        return {"z1": z1, "z2": z2, "k1": k1, "k2": k2, "older": modules["queue"].keys.clone()}  # [2, K, D]
 
     def loss(self, out):
         older1, older2 = out["older"]  # [K, D]
@@ -91,6 +88,9 @@ class MoCo(Method):
     def compare(self, prediction, target):
         """Return InfoNCE, a scalar, with the other clips' targets in all processes' batches as negatives."""
         return self.info_nce(prediction, target)
+
+    def after_batch(self, modules, out):
+        modules["queue"].add(out["k1"], out["k2"])
 
     def after_step(self, modules, progress):
         modules["target"].follow(modules["embedding_model"], modules["projector"], self.momentum)

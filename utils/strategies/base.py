@@ -2,10 +2,10 @@
 
 
 class Strategy:
-    """Fine-tuning: nothing is done against forgetting (with `replay_num_keep`, rehearsal).
+    """Do nothing against forgetting: fine-tuning, or rehearsal with `replay_num_keep`.
 
-    Subclasses override hooks. Their constructor parameters are filled with the YAML's keys of the same name, where the
-    YAML has them.
+    Subclasses override hooks. A subclass's constructor parameters are filled with the YAML's keys of the same name,
+    where the YAML has them; `method` is the trainer's method, None where its loss is not trained.
     `brain` is the task's `utils.training.brain.TaskBrain`: it has `modules`, `method` (None for labels alone), `task`
     (rows, store, folder of the previous task, ...) and `hparams`. Whatever a hook draws at random must be a function of
     (seed, task, epoch, step): the global generator is seeded so before each step.

@@ -1,7 +1,7 @@
 """CaSSLe's distillation of h by mean squared error, on the current clips or on the memory's.
 
 The form with a longer head, made anew for each task, that was published with "Learning Representations for New Sound
-Classes With Continual Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390, section II). The idea of
+Classes With Continual Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390). The idea of
 a head that maps the present to the past is CaSSLe's (Fini et al., CVPR 2022, arXiv 2112.04215, section 4).
 
     python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=UrbanSound8K --output_base=results \\

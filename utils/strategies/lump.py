@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from speechbrain.dataio.batch import PaddedData
 
+from models.losses import is_contrastive
+from utils.io.errors import InputError
 from utils.strategies.base import Strategy
 
 
@@ -56,6 +58,10 @@ class LUMP(Strategy):
     def __init__(self, lump_alpha=0.4):
         super().__init__()
         self.alpha = lump_alpha
+
+    def check(self, hparams):
+        if hparams.get("sup_weight", 1.0) and is_contrastive(hparams.get("sup_loss")):
+            raise InputError("strategy lump blends classes, and sup_loss compares clips by class: use cross_entropy.")
 
     def inputs(self, brain, batch):
         task, memory = brain.task, batch.memory

@@ -7,6 +7,7 @@
 import torch
 
 from models.distillation import SoftenedKL
+from models.losses import is_contrastive
 from utils.io.errors import InputError
 from utils.strategies.teacher import Distillation
 
@@ -32,7 +33,7 @@ class LwF(Distillation):
 
     def check(self, hparams):
         sup_loss = hparams.get("sup_loss") if hparams.get("sup_weight", 1.0) else None
-        if sup_loss is None or getattr(sup_loss, "contrastive", False):  # it may compare clips instead of classes
+        if sup_loss is None or is_contrastive(sup_loss):
             raise InputError("strategy lwf distils a classifier, and none is trained here: use sup_train.py, or "
                              "supclr_train.py with sup_weight above 0.")  # fmt: skip
 

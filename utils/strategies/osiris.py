@@ -15,7 +15,7 @@ from utils.strategies.teacher import Distillation, fresh, views_of
 
 
 class Osiris(Distillation):
-    """Contrast current clips with the memory's on a second head, and keep the past there; needs memory.
+    """Contrast current clips with the memory's in a space of its own, and keep the past there; needs memory.
 
     Half of the cross-task loss (L_cross), and half of that of the past (L_past): NT-Xent on the memory batch in
     Osiris-R, or InfoNCE between the encoder and the previous task's on the current batch in Osiris-D. As published,

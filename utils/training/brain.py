@@ -289,6 +289,8 @@ class TaskBrain(AccuracyCount, SavedTraining):
         if not loss.isfinite():
             for buffer, before in zip(self._buffers(), self.buffers_before, strict=True):
                 buffer.copy_(before)
+        elif "z1" in outputs:
+            self.method.after_batch(self.modules, outputs)
         for name, part in outputs["losses"].items():
             total, count = self.task.losses.get(name, (0.0, 0))
             value, finite = part.detach().double(), part.detach().isfinite()
