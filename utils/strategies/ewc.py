@@ -26,7 +26,8 @@ def fisher_diagonal(brain, weights):
 
     The Fisher diagonal is the mean square of each clip's gradient. A contrastive loss compares clips, so it has no
     gradient per clip, and here each batch counts as one sample: squares of batch means are smaller, by up to the batch
-    size. The pass is in train mode, as the loss is trained, and leaves running statistics as they were.
+    size. Labels are the clips' own, not drawn from the model. The pass is in train mode, as the loss is trained, and
+    leaves running statistics as they were.
 
     Parameters
     ----------
