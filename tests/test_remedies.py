@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from utils.strategies.der import output_loss
 from utils.strategies.lump import LUMP, mix
 from utils.strategies.passes import average_anew
 from utils.strategies.si import importance, path_part
-from utils.strategies.weights import pull_gradient, pull_loss
+from utils.strategies.weights import own_gradients, pull_gradient, pull_loss
 from utils.training.checkpoints import latest_checkpoint
 from utils.training.loop import Stream
 
@@ -110,6 +111,15 @@ def test_pull_and_path_are_their_formulas():
     assert path_part(gradient, weight.detach(), after).tolist() == [1.0, 0.0, -0.5]
     omega = importance(torch.tensor([1.0, 0.3, -0.5]), torch.tensor([0.5, 0.0, 1.0]), 0.1)
     assert omega.tolist() == pytest.approx([1 / 0.35, 3.0, 0.0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**126])
+def test_a_gradient_that_overflows_in_fp16_is_scaled_less(scale):
+    brain = SimpleNamespace(scaler=torch.GradScaler("cpu", init_scale=scale), device_type="cpu")
+    weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
+    found = own_gradients(brain, 8 * weights[0].sum(), weights)
+    assert [gradient.tolist() for gradient in found] == [[8.0, 8.0], [0.0, 0.0, 0.0]]
+    assert weights[0].grad is None
 
 
 def test_output_loss_leaves_out_clips_without_a_target():
