@@ -49,13 +49,15 @@ def fisher_diagonal(brain, weights):
             gradients, batches = own_gradients(brain, loss, weights), batches + 1
             average(gradients)  # as the squares of the joint batch's gradient are wanted, and it is linear
             if all_finite(gradients):
-                sums, count = [f + g.square() for f, g in zip(sums, gradients, strict=True)], count + 1
+                count += 1
+                for square, gradient in zip(sums, gradients, strict=True):
+                    square += gradient.square()
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)
     if count < batches:
         logger.warning("ewc: %d of %d batches had a gradient that is not finite, and are left out of the Fisher "
                        "information of task %d.", batches - count, batches, brain.task.index)  # fmt: skip
-    return [f / max(count, 1) for f in sums]
+    return [square / max(count, 1) for square in sums]
 
 
 class EWC(Strategy):
