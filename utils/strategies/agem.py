@@ -77,11 +77,15 @@ class AGEM(Strategy):
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         gradients, projected = project(gradients, reference)
         self.state.counts += torch.stack([torch.ones_like(projected), projected])
-        # The scaler of fp16 has looked for infinities before. Elsewhere, one in the reference makes the gradient NaN.
-        known = not brain.scaler.is_enabled() or all_finite(reference)
-        brain.steps_skipped += not known
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient if known and parameter.grad is not None else None
+            if parameter.grad is not None:
+                parameter.grad.copy_(gradient)
+        # An infinite reference makes the gradient NaN, for which a step is skipped; but the scaler of fp16 has looked
+        # for infinities before.
+        if brain.scaler.is_enabled() and not all_finite(reference):
+            brain.steps_skipped += 1
+            for parameter in parameters:
+                parameter.grad = None
 
     def figures(self, brain):
         steps, projected = self.state.counts.tolist()

@@ -77,7 +77,7 @@ class DER(Strategy):
             return
         paths = [path for outputs in earlier for path in outputs["paths"].tolist()]
         place = {path: i for i, path in enumerate(paths)}
-        self.places = {clip: place[path] for clip, path in enumerate(brain.task.store.paths) if path in place}
+        self.places = {clip: place[path] for clip, path in enumerate(map(str, brain.task.store.paths)) if path in place}
         arrays = {name: [outputs[name] for outputs in earlier] for name in OUTPUTS if len(earlier[0][name])}
         self.targets = {n: torch.from_numpy(np.concatenate(parts)).to(brain.device) for n, parts in arrays.items()}
 

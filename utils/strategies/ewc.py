@@ -26,7 +26,8 @@ def fisher_diagonal(brain, weights):
 
     The Fisher diagonal is the mean square of each clip's gradient. A contrastive loss compares clips, so it has no
     gradient per clip, and here each batch counts as one sample: squares of batch means are smaller, by up to the batch
-    size. The pass is in train mode, as the loss is trained, and leaves running statistics as they were.
+    size. Labels are the clips' own, not drawn from the model. The pass is in train mode, as the loss is trained, and
+    leaves running statistics as they were.
 
     Parameters
     ----------
@@ -48,13 +49,15 @@ def fisher_diagonal(brain, weights):
             gradients, batches = own_gradients(brain, loss, weights), batches + 1
             average(gradients)  # as the squares of the joint batch's gradient are wanted, and it is linear
             if all_finite(gradients):
-                sums, count = [f + g.square() for f, g in zip(sums, gradients, strict=True)], count + 1
+                count += 1
+                for square, gradient in zip(sums, gradients, strict=True):
+                    square += gradient.square()
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)
     if count < batches:
         logger.warning("ewc: %d of %d batches had a gradient that is not finite, and are left out of the Fisher "
                        "information of task %d.", batches - count, batches, brain.task.index)  # fmt: skip
-    return [f / max(count, 1) for f in sums]
+    return [square / max(count, 1) for square in sums]
 
 
 class EWC(Strategy):

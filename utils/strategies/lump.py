@@ -65,7 +65,8 @@ class LUMP(Strategy):
 
     def inputs(self, brain, batch):
         task, memory = brain.task, batch.memory
-        rng = np.random.default_rng([task.seed, task.index, task.counter.current, brain.step])
+        # Not the key by which the memory's clips are drawn, which is without the last two numbers.
+        rng = np.random.default_rng([task.seed, task.index, task.counter.current, brain.step, 0, 1])
         share = float(rng.beta(self.alpha, self.alpha))
         for name in [f"view{i + 1}" for i in range(brain.n_views)]:
             setattr(batch, name, mix(getattr(batch, name), getattr(memory, name), share))
