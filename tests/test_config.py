@@ -55,7 +55,7 @@ def test_what_is_typed_is_what_is_meant(key, typed, value):
 
 
 def test_names_reach_the_run_folder_as_typed_and_the_last_override_counts():
-    for typed in ("café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2"):
+    for typed in ("café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2", "<lr"):
         hparams, _ = configured(f"--experiment_name={typed}", "--output_base=out", "--seed=1", "--seed=3")
         assert hparams["output_folder"] == f"out/{typed}+seed_3"
         assert hparams["save_folder"] == f"out/{typed}+seed_3/save"
