@@ -3,8 +3,6 @@
 Most scripts run in this process, which is faster; two run as a user starts them.
 """
 
-import csv
-import io
 import json
 import os
 import pickle
@@ -12,13 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from filelock import FileLock
 
 from helpers.desk import (
     ENCODER,
@@ -54,13 +49,15 @@ def cases(table):
     return pytest.mark.parametrize("bad", table.values(), ids=table.keys())
 
 
-# Each with --overwrite=True and the name of the trained run, whose files must survive the refusal.
+# Each with --overwrite=True and the name of the trained run, whose files must survive the refusal. More keys
+# with numbers out of range: test_config.py; more tasks: test_selection.py.
 BAD_TRAINING = {
     "data_folder missing": ("--data_folder=/no/such", "/no/such", "metadata/UrbanSound8K.csv", "no such"),
     "data_folder empty": ("--data_folder=", "--data_folder has no value"),
     "data_folder with =": ("--data_folder=/a=b", "/a=b/metadata/UrbanSound8K.csv"),
     "data_folder with #": ("--data_folder=/a #b", "/a #b/metadata/UrbanSound8K.csv"),
     "data_folder a number": ("--data_folder=2022", "2022/metadata/UrbanSound8K.csv"),
+    "data_folder a file": (f"--data_folder={REPO / 'pyproject.toml'}", "; found not a directory"),
     "unknown key": ("--zzz=3", "--zzz is no key", "experiment_name"),
     "private key": ("--__set_seed=3", "is no key"),
     "misspelt key": ("--batchsize=3", "did you mean --batch_size?"),
@@ -71,28 +68,14 @@ BAD_TRAINING = {
     "one dash": ("-lr=3", "--lr=3"),
     "nameless key": ("--=3", "is no key"),
     "batch_size abc": ("--batch_size=abc", "batch_size", "whole number"),
-    "batch_size 4.0": ("--batch_size=4.0", "whole number"),
     "batch_size twice": ("--batch_size=4 --batch_size=abc", "--batch_size=abc"),  # the last one counts
     "batch_size too many": ("--batch_size=40", "Task 0 (dog bark) has 8 training clips", "lower batch_size"),
-    "batch_size 1": ("--batch_size=1", "batch_size", "at least 2"),
     "bool maybe": ("--use_mixup=maybe", "True or False"),
-    "epochs 2.5": ("--number_of_epochs=2.5", "whole number"),
-    "epochs 0": ("--number_of_epochs=0", "at least 1"),
-    "duration -1": ("--train_duration=-1", "train_duration", "at least 0.05"),
-    "duration nan": ("--train_duration=.nan", "train_duration"),
     "lr abc": ("--lr=abc", "lr is 'abc'", "number"),
     "lr -1": ("--lr=-1", "lr is -1"),
-    "lr infinite": ("--lr=.inf", "lr is inf"),
-    "final_lr abc": ("--final_lr=abc", "final_lr"),
-    "seed -1": ("--seed=-1", "seed"),
     "no loss": ("--ssl_weight=0", "ssl_weight and sup_weight are 0"),
-    "negative weight": ("--sup_weight=-1", "sup_weight"),
-    "temperature 0": ("--temperature=0", "temperature"),
-    "mixup_alpha 0": ("--mixup_alpha=0", "mixup_alpha"),
     "sample_rate beyond the front end": ("--sample_rate=22050", "compute_features", "22050", "n_fft"),
     "n_mels too few": ("--n_mels=4", "4 mel bands"),
-    "emb_dim -8": ("--emb_dim=-8", "emb_dim"),
-    "reference": ("--experiment_name=a<b>c", 'The reference "b" is not valid'),
     "encoder": ("--encoder=resnet", "Unknown encoder 'resnet'", "cnn14", "ecapa"),
     "emb_norm_type": ("--emb_norm_type=xx", "'xx'", "bn, in, ln"),
     "proj_norm_type": ("--proj_norm_type=xx", "'xx'", "bn, in, ln, id"),
@@ -100,31 +83,21 @@ BAD_TRAINING = {
     "a module": ("--embedding_model=3", "embedding_model", "built by the YAML"),
     "modules": ("--modules=3", "modules is built by the YAML"),
     "class unknown": ("--task_classes=[[0,99]]", "unknown class 99", "0 dog bark, 1 siren"),
-    "class name unknown": ("--task_classes=[[cat]]", "unknown class 'cat'"),
-    "class in two tasks": ("--task_classes=[[0,1],[1,2]]", "class 1 in tasks 0 and 1"),
     "class by name and number": ("--task_classes=[[1],[siren]]", "'siren' in tasks 0 and 1"),
-    "class twice": ("--task_classes=[[0,0]]", "class 0 in task 0 twice"),
-    "task empty": ("--task_classes=[[0,1],[]]", "task 1 is []", "[[0, 1], [2, 3]]"),
-    "tasks empty": ("--task_classes=[]", "task_classes is []"),
-    "tasks no list": ("--task_classes=3", "task_classes is 3", "[[0, 1], [2, 3]]"),
-    "tasks flat": ("--task_classes=[0,1]", "task 0 is 0"),
     "tasks not closed": ("--task_classes=[[0,1],[2,3]", "--task_classes=[[0,1],[2,3] is not valid YAML"),
     "keep -1": ("--replay_num_keep=-1", "replay_num_keep is -1", "all"),
     "keep abc": ("--replay_num_keep=abc", "replay_num_keep is 'abc'"),
-    "warm-up too long": ("--warmup_epochs=1", "warmup_epochs is 1 of 1 epochs"),
     "logger unknown": ("--extra_logger=mlflow", "'mlflow'", "tensorboard, wandb"),
     "precision fp16": ("--precision=fp16", "precision is 'fp16'", "bf16"),
     "precision fp99": ("--precision=fp99", "--precision", "'fp32', 'fp16', 'bf16'"),
-    "device unknown": ("--device=abacus", "--device=abacus", "--device=cpu"),
     "device without value": ("--device", "--device"),
     "clip 0": ("--max_grad_norm=0", "max_grad_norm", ".inf"),
-    "clip -1": ("--max_grad_norm=-1", "max_grad_norm", ".inf"),
     "option abc": ("--debug_batches=abc", "debug_batches", "'abc'"),
     "option 0": ("--grad_accumulation_factor=0", "at least 1"),
     "debug_batches 0": ("--debug_batches=0", "at least 1"),
     "option of no use": ("--test_only", "linclf_train.py"),
     "option with value": ("--debug=True", "--debug"),
-    "num_workers -1": ("--num_workers=-1", "num_workers"),
+    "pretrained_weights gone": ("--pretrained_weights=/no/such.pth", "/no/such.pth", "does not exist"),
     "store_folder a file": (f"--store_folder={REPO / 'pyproject.toml'}", "store_folder"),
     "output_base a file": (f"--output_base={REPO / 'pyproject.toml'}", "output_base"),
 }
@@ -149,9 +122,6 @@ BAD_PROBE = {
     "other front end": ("--n_mels=40", "was trained with n_mels=80"),
     "eval_precision fp16": ("--eval_precision=fp16", "eval_precision"),
     "standardise": ("--standardise=3", "True or False"),
-    "batch 0": ("--embedding_batch_size=0", "embedding_batch_size"),
-    "lr abc": ("--lr=abc", "lr is 'abc'"),
-    "warm-up too long": ("--warmup_epochs=1", "warmup_epochs"),
     "key of the other script": ("--ssl_weight=1", "--ssl_weight is no key"),
 }
 
@@ -159,11 +129,6 @@ BAD_PROBE = {
 @cases(BAD_PROBE)
 def test_evaluation_is_refused(desk, bad):
     desk.refused(desk.probe_args(*bad[0].split()), *bad[1:])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_where_there_is_none(desk):
-    desk.refused(desk.train_args("--device=cuda"), "--device=cuda can't be used here", "--device=cpu")
 
 
 def test_logger_that_is_not_installed(desk, monkeypatch):
@@ -236,17 +201,8 @@ def test_yaml_without_a_key_is_refused(desk, tmp_path, key):
 # The data
 
 
-def test_wrong_layout_says_what_is_expected_and_shows_what_is_there(desk):
-    overwrite = "--overwrite=True"  # or else it is another run's folder
-    said = desk.refused(desk.train_args(overwrite, f"--data_folder={desk.folder}"), "is not in data_folder")
-    assert f"expected {desk.folder / 'metadata/UrbanSound8K.csv'}; found runs, sounds, store" in said
-    file = desk.sounds / "metadata/UrbanSound8K.csv"
-    desk.refused(desk.train_args(overwrite, f"--data_folder={file}"), "not a directory")
-
-
 BAD_METADATA = {
     "column missing": (lambda t: t.replace("classID", "label"), "lacks the columns classID; it has slice_file_name"),
-    "semicolons": (lambda t: t.replace(",", ";"), "lacks the columns"),
     "empty": (lambda t: "", "not a readable table"),
     "no rows": (lambda t: HEADER + "\n", "has no rows"),
     "binary": (lambda t: bytes(range(256)) * 20, "not a readable table"),
@@ -255,7 +211,6 @@ BAD_METADATA = {
     "fold 11": (lambda t: t.replace("1-0.wav,1,", "1-0.wav,11,"), "no fold 11"),
     "class empty": (lambda t: t.replace("dog bark", ""), "line 2: no class (10 such rows)"),
     "row short": (lambda t: t.replace("1-0.wav,1,0,dog bark", "1-0.wav,1,0"), "line 2: no class"),
-    "rows long": (lambda t: "\n".join([HEADER, *(f"{row},x" for row in t.splitlines()[1:])]), "more cells"),
     "name with ..": (lambda t: t.replace("1-0.wav", "../../../../etc/passwd"), "line 2: a slice_file_name that"),
     "name absolute": (lambda t: t.replace("1-0.wav", "/etc/passwd"), "leaves the data folder"),
     "name of another drive": (lambda t: t.replace("1-0.wav", "C:\\1-0.wav"), "leaves the data folder"),
@@ -264,10 +219,8 @@ BAD_METADATA = {
     "name with NUL": (lambda t: t.replace("1-0.wav", "1-0\0.wav"), "line 2: a slice_file_name with a control"),
     "name of two lines": (lambda t: t.replace("1-0.wav", '"1-0\n.wav"'), "a slice_file_name with a control character"),
     "class of two lines": (lambda t: t.replace("siren", '"si\nren"'), "line 3: a class with a control character"),
-    "tabs": (lambda t: t.replace(",", "\t"), "lacks the columns"),
     "a row twice": (lambda t: t + t.splitlines()[1] + "\n", "line 42: a clip that an earlier line has"),
     "class nan": (lambda t: t.replace("1-0.wav,1,0", "1-0.wav,1,nan"), "line 2: a classID that is no whole number"),
-    "class inf": (lambda t: t.replace("1-0.wav,1,0", "1-0.wav,1,inf"), "line 2: a classID that is no whole number"),
     "class huge": (lambda t: t.replace("1-0.wav,1,0", "1-0.wav,1," + "9" * 30), "line 2: a classID that is no whole"),
     "gap between classes": (lambda t: t.replace(",3,horn", ",4,horn"), "classID must go from 0 up without a gap"),
     "class of two names": (lambda t: t.replace("1-0.wav,1,0,dog bark", "1-0.wav,1,0,cat"), "one classID must be one"),
@@ -288,10 +241,8 @@ def test_metadata_is_refused(copy, bad):
     copy.refused(copy.train_args("--overwrite=True"), word, "UrbanSound8K" if named else file)
 
 
-def test_metadata_as_a_spreadsheet_writes_it_and_folders_that_are_links(copy):
-    """A byte order mark and CR LF are accepted; so are links out of the data folder, since the user made them."""
-    file = copy.sounds / "metadata/UrbanSound8K.csv"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+def test_links_out_of_the_data_folder_are_followed(copy):
+    """The user made them."""
     (copy.sounds / "audio").rename(copy.folder / "elsewhere")
     (copy.sounds / "audio").symlink_to(copy.folder / "elsewhere")
     clip = copy.sounds / "audio/fold1/1-0.wav"
@@ -301,23 +252,16 @@ def test_metadata_as_a_spreadsheet_writes_it_and_folders_that_are_links(copy):
     assert copy.run(copy.train_args("--experiment_name=linked", f"--data_folder={copy.folder / 'link'}")).code == 0
 
 
-TRAIN, TEST = "evaluation_setup/fold1_train.csv", "evaluation_setup/fold1_evaluate.csv"
-SCENES = "filename\tscene_label\n" + "".join(f"audio/bus-rome-{k}-1-a.wav\tbus\n" for k in range(3))
 ESC = "filename,fold,target,category,esc10\n1.wav,1,0,dog,True\n2.wav,4,1,cow,False\n"
 CLIPS = "".join(f"id{k},{k},zebra braying,{'test' if k > 10 else 'train'}\n" for k in range(22))
 BAD_DATA = {  # data set, its files, what is said; test_tau19.py and test_vgg.py have more of theirs
     "esc50 without meta": ("esc50", {"audio/1.wav": ""}, "meta/esc50.csv is not in data_folder", "found audio"),
     "esc50 ..": ("esc50", {"meta/esc50.csv": ESC.replace("2.wav", "../2.wav")}, "line 3: a filename that leaves"),
-    "esc50 absolute": ("esc50", {"meta/esc50.csv": ESC.replace("2.wav", "/2.wav")}, "line 3: a filename that"),
     "esc50 folder": ("esc50", {"meta/esc50.csv": ESC.replace("2.wav", "a/2.wav")}, "line 3: a filename that names"),
     "esc50 a clip twice": ("esc50", {"meta/esc50.csv": ESC.replace("2.wav", "1.wav")}, "line 3: a clip that an"),
     "esc50 fold": ("esc50", {"meta/esc50.csv": ESC.replace(",4,", ",6,")}, "has no fold 6"),
     "esc50 target": ("esc50", {"meta/esc50.csv": ESC.replace(",1,cow", ",,cow")}, "line 3: no target"),
-    "tau19 train is test": ("tau19", {TRAIN: SCENES, TEST: SCENES}, "share 3 locations", ".meta.zip"),
-    "tau19 absolute": ("tau19", {TRAIN: SCENES.replace("audio/", "/audio/")}, "line 2: a filename that leaves"),
-    "vgg no clip": ("vgg", {"vggsound.csv": CLIPS}, "None of the 22 clips", "expected files like id0_000000.wav"),
     "vgg ..": ("vgg", {"vggsound.csv": CLIPS.replace("id1,", "../id1,")}, "line 2: a youtube_id that leaves"),
-    "vgg absolute": ("vgg", {"vggsound.csv": CLIPS.replace("id1,", "/id1,")}, "line 2: a youtube_id that leaves"),
     "vgg folder": ("vgg", {"vggsound.csv": CLIPS.replace("id1,", "a/id1,")}, "line 2: a youtube_id that names"),
 }
 
@@ -331,50 +275,27 @@ def test_data_set_is_refused(copy, bad):
     copy.refused(copy.other_args(dataset), *words)
 
 
-def to_folder(path):
-    path.mkdir()
-    (path / "clip.wav").write_bytes(b"x")
-
-
-def to_nan(path):
-    soundfile.write(path, np.full(3200, np.nan), 16000, subtype="FLOAT")
-
-
-BAD_AUDIO = {  # what to put in a clip's place, the reason that is given; test_faults_data.py has more
-    "gone": (lambda path: None, "no such file"),
-    "text": (lambda path: path.write_bytes(b"no sound " * 99), "unreadable"),
-    "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16000), "no samples"),
-    "empty": (lambda path: path.write_bytes(b""), "empty file"),
-    "folder": (to_folder, "not a file"),
-    "pipe": (os.mkfifo, "not a file"),
-    "link to nothing": (lambda path: path.symlink_to("/no/such.wav"), "no such file"),
-    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "not a file"),
-    "NaN": (to_nan, "infinite or NaN samples"),
-    "MP3 by name only": (lambda path: path.write_bytes(b"ID3\4\0\0\0\0\0\0" + bytes(500)), "unreadable"),
-    "random": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(9999)), "unreadable"),
-}
-
-
 @pytest.mark.parametrize("store", [(), ("--store_folder=null",)], ids=["store", "on the fly"])
 def test_bad_clips_are_listed_in_one_go_or_skipped(copy, store):
-    """A pipe is not waited for, a device not read without end. A refused start doesn't hinder the next one."""
-    names = [f"fold{1 + k // 4}/{1 + k // 4}-{k % 4}.wav" for k in range(len(BAD_AUDIO))]
-    for name, (put, _) in zip(names, BAD_AUDIO.values(), strict=True):
+    """A pipe is not waited for, a device not read without end. A refused start doesn't hinder the next one. All kinds
+    of bad clips: test_store.py."""
+    bad = {"fold1/1-0.wav": "no such file", "fold1/1-1.wav": "not a file", "fold2/2-0.wav": "not a file"}
+    for name in bad:
         (copy.sounds / "audio" / name).unlink()
-        put(copy.sounds / "audio" / name)
+    os.mkfifo(copy.sounds / "audio/fold1/1-1.wav")
+    (copy.sounds / "audio/fold2/2-0.wav").symlink_to("/dev/zero")
     args = ("--experiment_name=skipped", *store)
-    said = copy.refused(copy.train_args(*args), "--skip_bad_audio=True", lines=1 + len(names))
-    assert said.startswith(f"error: {len(names)} of 40 clips")
-    for name, line, (_, reason) in zip(names, said.splitlines()[1:], BAD_AUDIO.values(), strict=True):
-        assert line.startswith(f"  audio/{name}: ") and reason in line, said
+    said = copy.refused(copy.train_args(*args), "--skip_bad_audio=True", lines=4)
+    assert said.startswith("error: 3 of 40 clips")
+    assert said.splitlines()[1:] == [f"  audio/{name}: {reason}" for name, reason in bad.items()]
     args += ("--skip_bad_audio=True",)
     copy.refused(copy.train_args(*args, "--batch_size=40"), "lower batch_size")
     done = copy.run(copy.train_args(*args))
-    assert done.code == 0 and f"{len(names)} of 40 clips" in done.out, done.said
+    assert done.code == 0 and "3 of 40 clips" in done.out, done.said
     run = copy.runs / "skipped+seed_2022"
-    assert f"{len(names)} of 40 clips" in (run / "log.txt").read_text()
-    with open(run / "save/train_task0_raw.csv", newline="") as file:
-        assert [row["wav_path"] for row in csv.DictReader(file)] == [f"audio/fold{k}/{k}-0.wav" for k in range(4, 9)]
+    assert "3 of 40 clips" in (run / "log.txt").read_text()
+    rows = (run / "save/train_task0_raw.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [f"audio/fold{k}/{k}-0.wav" for k in range(3, 9)]
 
 
 def test_task_whose_clips_are_all_bad(copy):
@@ -404,10 +325,7 @@ BAD_CACHES = {  # file, what to do to it, which command, what is said; test_fuzz
     "store of another rate": (STORE, lambda file: edit_unsigned(file, sample_rate=8000), TRAIN_AGAIN,
                               "sample_rate=8000", "16000", "delete that folder", "store_folder"),
     "own settings cut": (f"{RUN}/settings.json", cut, ("train_args",), "settings.json is damaged"),
-    "metrics gone": (METRICS, os.unlink, ("report_args",), "No metrics.json in"),
     "metrics nested": (METRICS, lambda file: file.write_text("[" * 99999), ("report_args",), "damaged"),
-    "metrics of words": (METRICS, lambda file: edit_json(file, metrics={"acc": "x"}), ("report_args",),
-                         "was not written by linclf_train.py"),
     "protocol unknown": (METRICS, lambda file: edit_json(file, protocol="lep", protocol_title=None),
                          ("report_args",), "unknown protocol 'lep'", "seen, subset"),
     "versions cut": (f"{JUDGED}/versions.json", cut, ("report_args",), "versions.json is damaged"),
@@ -416,8 +334,6 @@ BAD_CACHES = {  # file, what to do to it, which command, what is said; test_fuzz
                           "accuracies are from 0 to 1"),
     "table with a cell of 1 MB": (TABLE, lambda file: file.write_text("x" * 10**6), SUMMARY,
                                   "field larger than field limit"),
-    "report of no folder": (METRICS, lambda file: shutil.rmtree(file.parent), ("report_args",),
-                            "No metrics.json in"),
     "report into a file": (METRICS, lambda file: None, ("report_args", f"--output={REPO / 'pyproject.toml'}"),
                            "can't write the report"),
     "demo set of others": (CSV, lambda file: None, ("demo_args", "sounds"),
@@ -459,20 +375,10 @@ def objects(file):
     np.savez(file, ids=np.array([Runs()], dtype=object), vectors=np.array([Runs()], dtype=object))
 
 
-def terabytes(file):
-    """Write an archive whose arrays claim to be larger than any memory."""
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in ("ids", "vectors", "fingerprint", "offsets", "lengths"):
-            header = io.BytesIO()
-            claim = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 8)}
-            np.lib.format.write_array_header_1_0(header, claim)
-            archive.writestr(f"{name}.npy", header.getvalue() + bytes(64))
-
-
 EMBEDDINGS, INDEX, RESULTS = "runs/*/embeddings/*.npz", "store/*/index-*.npz", "judged/*/save/*[0-9].json"
 REBUILT = {  # what is said: the files and what to do to each; test_fuzz.py and test_disk.py have more
-    "its clips are embedded again": [(EMBEDDINGS, cut), (EMBEDDINGS, objects), (EMBEDDINGS, terabytes)],
-    "building it again": [(INDEX, objects), (INDEX, terabytes), (STORE, lambda file: file.write_text("[" * 99999))],
+    "its clips are embedded again": [(EMBEDDINGS, cut), (EMBEDDINGS, objects)],
+    "building it again": [(INDEX, objects), (STORE, lambda file: file.write_text("[" * 99999))],
     "that encoder is judged again": [
         (RESULTS, lambda file: file.write_text("[" * 99999)),
         (RESULTS, lambda file: edit_json(file, epoch=3)),
@@ -541,13 +447,6 @@ def test_overwrite_starts_that_run_afresh_and_no_other(copy):
     assert checkpoints and not any(tree(twin).get(path) == old[path] for path in checkpoints)
 
 
-def test_folder_in_use_by_another_process(copy):
-    busy = copy.runs / "busy+seed_2022"
-    busy.mkdir()
-    with FileLock(busy / ".lock"):
-        copy.refused(copy.train_args("--experiment_name=busy"), "Another process is working in ", busy)
-
-
 # The encoder's checkpoints
 
 
@@ -569,8 +468,6 @@ def unsigned(spoil):
 BAD_CHECKPOINTS = {  # file of the encoder's run, what to do to it, what is said
     # Weights of the last task, so that a late discovery would show as files of the first ones.
     "truncated": (WEIGHTS, cut, "is damaged"),
-    "empty": (WEIGHTS, lambda file: os.truncate(file, 0), "is damaged"),
-    "text": (WEIGHTS, lambda file: file.write_text("<html>404</html>"), "is damaged"),
     "bytes": (WEIGHTS, unsigned(lambda file: file.write_bytes(np.random.default_rng(0).bytes(9999))), "is damaged"),
     "other weights": (WEIGHTS, unsigned(lambda file: torch.save({"weight": torch.zeros(3)}, file)), "does not fit"),
     "no weights": (WEIGHTS, unsigned(lambda file: torch.save([1, 2], file)), "does not fit"),
@@ -580,8 +477,8 @@ BAD_CHECKPOINTS = {  # file of the encoder's run, what to do to it, what is said
     "gone": (WEIGHTS, os.unlink, "has no embedding_model.ckpt"),
     "meta empty": (META, unsigned(lambda file: os.truncate(file, 0)), "is damaged (CKPT.yaml"),
     "meta no YAML": (META, unsigned(lambda file: file.write_text("a: [1")), "is damaged (CKPT.yaml"),
-    "meta bytes": (META, lambda file: file.write_bytes(b"\xff\0\xfe"), "is damaged (CKPT.yaml"),
-    "meta without time": (META, lambda file: file.write_text("unixtime: now\n"), "is damaged (CKPT.yaml"),
+    "meta bytes": (META, unsigned(lambda file: file.write_bytes(b"\xff\0\xfe")), "is damaged (CKPT.yaml"),
+    "meta without time": (META, unsigned(lambda file: file.write_text("unixtime: now\n")), "is damaged (CKPT.yaml"),
     "meta with code": (META, unsigned(lambda file: file.write_text(CODE)), "is damaged (CKPT.yaml"),
     "first task not done": (FIRST_META, unsigned(lambda file: file.write_text(NOT_DONE)), "of a finished task"),
     "first task empty": ("save/task0/CKPT*", shutil.rmtree, "of a finished task"),
@@ -599,22 +496,6 @@ def test_checkpoint_is_refused(copy, bad):
     (file,) = (copy.folder / RUN).glob(pattern)
     spoil(file)
     copy.refused(copy.probe_args(), *words)
-
-
-OTHER = {"norm0.weight": torch.ones(80), "conv_block1.conv1.weight": torch.ones(7, 1, 3, 3)}
-BAD_PRETRAINED = {  # test_pretrained.py has more
-    "other shapes": (lambda file: torch.save(OTHER, file), "does not fit the encoder", "set encoder, emb_dim"),
-    "code": (lambda file: torch.save({"model": Runs()}, file), "holds other objects than tensors"),
-    "gone": (lambda file: None, "does not exist"),
-}
-
-
-@cases(BAD_PRETRAINED)
-def test_pretrained_weights_are_refused(copy, bad):
-    put, *words = bad
-    file = copy.folder / "weights.pth"
-    put(file)
-    copy.refused(copy.train_args("--overwrite=True", f"--pretrained_weights={file}"), file, *words)
 
 
 def test_other_architecture_without_settings_to_compare(copy):

@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,11 @@ import soundfile
 from datasets.changes import COLUMNS, Changes, clip_table, compare, read_clips, write_clips
 from datasets.prepare import prepare
 from datasets.table import Table
+from helpers.desk import tree
+from helpers.lab import process_as_it_was
+from supclr_train import SupCLR
+from utils.io.errors import InputError
+from utils.training.loop import save_rows
 
 
 def table(*rows):
@@ -125,3 +131,78 @@ def test_between_a_store_and_decoding_on_the_fly_only_labels_are_compared(sounds
     stored, live = (prepare(load, sounds, [["a"], ["b"]], 16000, store) for store in (str(tmp_path / "store"), None))
     assert stored.fingerprint() != live.fingerprint() and not compare(clip_table(stored), clip_table(live))
     assert compare(clip_table(stored), clip_table(live).assign(label=5)).changed
+
+
+# Two starts of a run
+
+
+@pytest.fixture
+def start(lab, tmp_path):
+    """A function that starts a run on a copy of the lab's sounds, `tmp_path / "data"`, and opens its folder."""
+    shutil.copytree(lab.sounds, tmp_path / "data")
+
+    def start_run(*args):
+        places = (f"--output_base={tmp_path / 'out'}", f"--store_folder={tmp_path / 'store'}")
+        with process_as_it_was():
+            run = lab.start_run(SupCLR, "us8k/supclr_train.yaml", *places, *args, data=tmp_path / "data")
+            run.open()
+        return run
+
+    return start_run
+
+
+def add_clip(data):
+    """Add a copy of the first clip, of another name; return what removes it again."""
+    table = data / "metadata/UrbanSound8K.csv"
+    before = table.read_text()
+    row = before.splitlines()[1].split(",")
+    clip = data / f"audio/fold{row[5]}/added.wav"
+    shutil.copy(clip.with_name(row[0]), clip)
+    table.write_text(before + ",".join(["added.wav", *row[1:]]) + "\n")
+    return lambda: (clip.unlink(), table.write_text(before))
+
+
+def test_changed_data_are_refused_until_they_are_accepted(start, tmp_path, caplog):
+    """The record keeps all starts, and a finished task's list of clips stays."""
+    run = start()
+    folder, first = Path(run.folder), run.data
+    save_rows(run.save_folder, first)
+    remove, before = add_clip(tmp_path / "data"), tree(folder)
+    refused = r"not the one that .* was started with: 1 clip added \(\S+ 1\)\. .*--accept_changed_data=True"
+    with pytest.raises(InputError, match=refused):
+        start()
+    assert tree(folder) == before
+    remove()
+    assert start().changes is None
+    add_clip(tmp_path / "data")
+    caplog.clear()
+    run = start("--accept_changed_data=True")
+    assert "The data set changed since the last start (1 clip added" in caplog.text
+    (task,) = run.data.rows["task"][run.data.rows["wav_path"].str.endswith("added.wav")]
+    for finished in ([task], []):
+        save_rows(run.save_folder, run.data, finished)
+        lists = [set(pd.read_csv(path)["wav_path"]) for path in sorted(folder.glob("save/train_task*_raw.csv"))]
+        assert sum("added.wav" in " ".join(clips) for clips in lists) == 1 - len(finished)
+    assert start().changes is None  # the last start had them
+    record = json.loads((folder / "versions.json").read_text())
+    starts = [*record["earlier_starts"], record]
+    assert [start["data"] == first.fingerprint() for start in starts] == [True, True, False, False]
+    assert [list(start["data_changes"]["added"].values()) for start in starts if "data_changes" in start] == [
+        [{"train": 1}]
+    ]
+
+
+def test_changed_data_of_a_run_without_a_list_of_clips(start, tmp_path):
+    """As of an earlier version: of its data the fingerprint is known. A damaged list is named."""
+    run = start()
+    clips = Path(run.save_folder, "clips.csv.gz")
+    clips.write_bytes(clips.read_bytes()[:-9])
+    with pytest.raises(InputError, match="clips.csv.gz is damaged .*: delete it"):
+        start()
+    clips.unlink()
+    assert start().changes is None and clips.exists()
+    clips.unlink()
+    add_clip(tmp_path / "data")
+    with pytest.raises(InputError, match="was started with: other clips"):
+        start()
+    assert start("--overwrite=True").changes is None

@@ -8,7 +8,7 @@ import pytest
 import ruamel.yaml
 from speechbrain.utils.run_opts import RunOptions
 
-from helpers.desk import TRAIN_YAML
+from helpers.desk import PROBE_YAML, TRAIN_YAML
 from helpers.lab import REPO, edited, run_here
 from utils.evaluation.saved import find_checkpoints
 from utils.io.errors import InputError
@@ -55,7 +55,7 @@ def test_what_is_typed_is_what_is_meant(key, typed, value):
 
 
 def test_names_reach_the_run_folder_as_typed_and_the_last_override_counts():
-    for typed in ("café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2"):
+    for typed in ("café 'q' \"q\" \\", "007", "a #b", "a: b", "1=2", "<lr"):
         hparams, _ = configured(f"--experiment_name={typed}", "--output_base=out", "--seed=1", "--seed=3")
         assert hparams["output_folder"] == f"out/{typed}+seed_3"
         assert hparams["save_folder"] == f"out/{typed}+seed_3/save"
@@ -161,6 +161,27 @@ def test_settings_tell_runs_apart(tmp_path):
         with pytest.raises(InputError, match=change.strip("-").split("=")[0]):
             check_run_folder(folder, configured(change)[1])
     check_run_folder(folder, configured("--ssl_weight=1", "--sup_weight=0", "--train_duration=2.0")[1])  # 1 is 1.0
+
+
+BAD_NUMBERS = {  # values of a key, and what they should have been
+    "a whole number of at least 2": "batch_size=1",
+    "a whole number of at least 1": "number_of_epochs=0 embedding_batch_size=0",
+    "a whole number of at least 4": "emb_dim=-8",
+    "a whole number of at least 0": "seed=-1 num_workers=-1",
+    "a number of at least 0.05": "train_duration=-1 train_duration=.nan train_duration=.inf",
+    "a number of at least 0.0": "lr=-1 lr=.inf sup_weight=-1",
+    "a number of at least 1e-06": "temperature=0 mixup_alpha=0",
+    "a whole number": "batch_size=4.0 seed=1.5 seed=True",
+    "a number": "lr=abc final_lr=abc",
+}
+
+
+@pytest.mark.parametrize("what, value", [(what, v) for what, values in BAD_NUMBERS.items() for v in values.split()])
+def test_a_number_out_of_range_is_refused_by_its_key(what, value):
+    key = value.partition("=")[0]
+    place = {"yaml": PROBE_YAML} if key == "embedding_batch_size" else {}
+    with pytest.raises(InputError, match=rf"{key}\b.* (it must be|is) {what}\b"):
+        configured(*["--ssl_checkpoints_dir=x"] * len(place), f"--{value}", **place)
 
 
 def test_warm_up_is_refused_if_too_long():

@@ -324,13 +324,6 @@ def test_of_many_missing_clips_some_are_named_and_the_nearest_that_is_there(tmp_
         assert count == "  and 20 more, 40 in all: 40 no such file" and last in end
 
 
-def test_few_bad_clips_are_all_named(tmp_path, refusal):
-    sf.write(tmp_path / "good.wav", NOISE, RATE)
-    (tmp_path / "empty.wav").touch()
-    hint, *named = refusal(["good.wav", "gone.wav", "empty.wav"])
-    assert sorted(named) == ["  empty.wav: empty file", "  gone.wav: no such file"] and "2 of 3 clips" in hint
-
-
 # Mirrors and clutter
 
 

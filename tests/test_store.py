@@ -276,10 +276,20 @@ def spoil(data):
     sf.write(data / "cut_short.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 20000), 16000)
     os.truncate(data / "cut_short.flac", 9000)
     sf.write(data / "one_frame.wav", np.full(1, 0.5), 192000)
+    (data / "mp3.wav").write_bytes(b"ID3\4\0\0\0\0\0\0" + bytes(500))
+    (data / "random.wav").write_bytes(np.random.default_rng(0).bytes(9999))
     (data / "folder.wav").mkdir()
+    os.mkfifo(data / "pipe.wav")
+    (data / "device.wav").symlink_to("/dev/zero")
+    (data / "nowhere.wav").symlink_to("/no/such.wav")
     return {
         "missing.wav": "no such file",
+        "nowhere.wav": "no such file",
         "folder.wav": "not a file",
+        "pipe.wav": "not a file",
+        "device.wav": "not a file",
+        "mp3.wav": "unreadable",
+        "random.wav": "unreadable",
         "empty.wav": "empty file",
         "text.wav": "unreadable",
         "headerless.raw": "unreadable",
@@ -314,7 +324,7 @@ def test_skip_bad_audio(simple, stores, caplog):
     for built in (1, 0):
         store = open_store(data, mixed, store_folder=stores, skip_bad_audio=True)
         warnings = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
-        assert warnings == ["10 of 16 clips cannot be used and are skipped"] and builds(caplog) == built
+        assert warnings == ["15 of 21 clips cannot be used and are skipped"] and builds(caplog) == built
         assert store.bad.keys() == reasons.keys()
     live = open_store(data, mixed, store_folder=None, skip_bad_audio=True)
     assert live.bad == store.bad
@@ -327,7 +337,7 @@ def test_skip_bad_audio(simple, stores, caplog):
         else:
             np.testing.assert_array_equal(store.read(clip), clean.read(paths.index(path)))
             np.testing.assert_array_equal(live.read(clip), store.read(clip))
-    with pytest.raises(InputError, match="10 of 16 clips"):  # the store is there, but this run asks for all clips
+    with pytest.raises(InputError, match="15 of 21 clips"):  # the store is there, but this run asks for all clips
         open_store(data, mixed, store_folder=stores)
 
 

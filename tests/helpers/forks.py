@@ -49,7 +49,8 @@ class Fork:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(Exception):  # nobody may read it
+                sys.stdout.flush()
             os._exit(code)
 
     def wait(self, seconds=120.0):

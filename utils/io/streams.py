@@ -25,11 +25,12 @@ def mend_streams():
 
     Streams that are not the process's own (a notebook's, a test's) are left as they are.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number in range(3):  # all of them first, as a stream that is opened takes a free number too
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, which is this
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8", errors="backslashreplace"))

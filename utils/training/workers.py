@@ -71,6 +71,7 @@ class WatchedLoader(SaveableDataLoader):
         except BaseException:  # not all of them could be started
             for worker in set(multiprocessing.active_children()).difference(others):
                 worker.kill()
+                worker.join()
             raise
 
     @contextlib.contextmanager
