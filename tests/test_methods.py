@@ -241,6 +241,7 @@ def step(method, modules, seed=1):
     out = method(modules, *look(modules, seed))
     loss = method.loss(out)
     loss.backward()
+    method.after_batch(modules, out)
     return loss, out
 
 

@@ -114,7 +114,7 @@ def _conditions(record, versions, settings, folds):
     The digest of the data depends on the folds.
     """
     place = f"{record['dataset']} {record['protocol']}"
-    found = {key: value for key, value in versions.items() if key != "command"}
+    found = {key: value for key, value in versions.items() if key not in ("command", "started", "earlier_starts")}
     found |= {key: settings.get(key) for key in PRECISIONS} | {key: record.get(key) for key in TRAINING}
     split = f", folds {folds}" if folds else ""
     for key in ("data", "train_data"):
