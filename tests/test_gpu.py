@@ -10,8 +10,10 @@ import torch
 
 from helpers.checks import weights_of
 from helpers.lab import edited
+from models.methods import METHODS
 from supclr_train import SupCLR
 from utils.run.signals import Stopped
+from utils.strategies import STRATEGIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TASKS = "--task_classes=[[3,8],[9,4]]"
@@ -62,6 +64,24 @@ def test_forward_and_backward_pass_do_not_wait_for_the_device(lab, tmp_path, enc
     assert pd.read_csv(folder / "train_log.csv")["loss"].notna().all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_waits_for_the_device(lab, tmp_path, method):
+    try:
+        folder, _ = learn(lab, tmp_path, f"--ssl_method={method}", "--ssl_dim=32", brain_class=Unsynced)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert pd.read_csv(folder / "train_log.csv")["loss"].notna().all()
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"none"}))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_strategy_trains(lab, tmp_path, strategy, precision):
+    args = (f"--strategy={strategy}", "--sup_weight=1", "--replay_num_keep=3", f"--precision={precision}")
+    folder, _ = learn(lab, tmp_path, *args, "--decor_clusters=4")
+    assert pd.read_csv(folder / "train_log.csv")["loss"].notna().all()
+    assert all(weight.isfinite().all() for weight in weights_of(folder).values())
+
+
 class Dying(SupCLR):
     """Ends in the middle of task 1's second epoch, once what it has is saved."""
 
@@ -109,7 +129,7 @@ def test_a_run_goes_on_on_the_other_device(lab, tmp_path, devices):
     log = pd.read_csv(folder / "train_log.csv")
     assert len(log) == 4 and log["loss"].notna().all()
     straight, _ = learn(lab, tmp_path / "straight", *args, device=devices[0])
-    assert_close(folder, straight, 0.1)
+    assert_close(folder, straight, 0.25)
 
 
 STOPPED = """

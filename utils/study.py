@@ -12,16 +12,14 @@ Each run's last output is in <output_base>/logs. If a run fails, the others go o
 """
 
 import argparse
-import multiprocessing
 import os
-import runpy
 import shlex
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import ruamel.yaml
-import torch
 from tqdm import tqdm
 
 from utils.io.errors import InputError
@@ -83,32 +81,63 @@ class Study:
 
     def folders(self, methods):
         """List the run folders of the finished evaluations."""
-        runs = [name for seed in self.seeds for method in methods for name, _ in self.commands(method, seed)]
-        return [str(self.base / name) for name in runs if (self.base / name / "accuracy_table.csv").is_file()]
+        repeats = [(method, seed) for seed in self.seeds for method in methods]
+        runs = [name for repeat in repeats for name, _ in list(self.commands(*repeat))[1:]]
+        return [str(self.base / name) for name in runs if (self.base / name / "metrics.json").is_file()]
 
 
-def run_script(command, log, threads):
-    """Run a script in this process, as a command line does, with all that it says in a file."""
-    os.chdir(REPO)
-    with open(log, "w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(threads)
-    sys.argv = [str(REPO / command[0]), *command[1:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+class Runner:
+    """Runs methods, each script in a process of its own, some at once."""
+
+    def __init__(self, study, jobs):
+        self.study, self.jobs, self.running, self.stopped = study, jobs, set(), False
+        self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+
+    def run(self, runs):
+        """Run (method, seed) pairs in their order; return a line for each that failed.
+
+        An error or a signal here stops the scripts, which save what is done.
+        """
+        failed = []
+        with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(runs), unit="run", **_bar()) as bar:
+            futures = [pool.submit(self._run_method, *run) for run in runs]
+            try:
+                for future in as_completed(futures):
+                    failed += [future.result()] if future.result() else []
+                    bar.update()
+            except BaseException:
+                self.stopped = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self.running):
+                    process.terminate()
+                raise
+        return failed
+
+    def _run_method(self, method, seed):
+        """Run a method with a seed; "", or how one of its scripts failed."""
+        for name, command in self.study.commands(method, seed):
+            if self.stopped:
+                return ""
+            log = self.study.base / "logs" / f"{name}.txt"
+            process = self.start(command, log)
+            self.running.add(process)
+            code = process.wait()
+            self.running.remove(process)
+            if code:
+                said = log.read_text(encoding="utf-8", errors="replace").strip()
+                return f"{name}: {said.splitlines()[-1] if said else f'ended with {code}'} (see {log})"
+        return ""
+
+    def start(self, command, log):
+        """Start a script, with all that it says in the file `log`."""
+        script, yaml = (str(REPO / name) for name in command[:2])  # an absolute path stays as it is
+        with open(log, "w", encoding="utf-8") as file:
+            how = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "env": self.environment}
+            return subprocess.Popen([sys.executable, script, yaml, *command[2:]], **how)
 
 
-def run_method(context, study, method, seed, threads):
-    """Run a method with a seed, each script in a process of its own; "", or how one of them failed."""
-    for name, command in study.commands(method, seed):
-        log = study.base / "logs" / f"{name}.txt"
-        process = context.Process(target=run_script, args=(command, log, threads))
-        process.start()
-        process.join()
-        if process.exitcode:
-            said = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
-            return f"{name}: {said.splitlines()[-1] if said else f'ended with {process.exitcode}'} (see {log})"
-    return ""
+def _bar():
+    return {"disable": not sys.stderr.isatty(), "dynamic_ncols": True}
 
 
 def main(argv=None):
@@ -126,28 +155,14 @@ def main(argv=None):
         methods = own.only.split(",") if own.only else list(study.methods)
         if unknown := [name for name in methods if name not in study.methods]:
             raise InputError(f"No method {', '.join(unknown)} in {own.study}: choose from {', '.join(study.methods)}.")
-        failed = run_study(study, methods, own.jobs)
+        (study.base / "logs").mkdir(parents=True, exist_ok=True)
+        failed = Runner(study, own.jobs).run([(method, seed) for seed in study.seeds for method in methods])
         folders = study.folders(methods)
         if folders:
             report([*folders, "--output", str(study.base / "report")])
         for line in failed:
             print(f"failed: {line}", file=sys.stderr)
         sys.exit(1 if failed else 0)
-
-
-def run_study(study, methods, jobs):
-    """Run methods with all seeds, the first seed first; return a line for each run that failed."""
-    (study.base / "logs").mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["linclf_train", "sup_train", "supclr_train"])  # imports are most of a start
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    runs, failed = [(method, seed) for seed in study.seeds for method in methods], []
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty()) as bar:
-        futures = [pool.submit(run_method, context, study, *run, threads) for run in runs]
-        for future in as_completed(futures):
-            failed += [future.result()] if future.result() else []
-            bar.update()
-    return failed
 
 
 if __name__ == "__main__":
