@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.study import write_study
+
 REPO = Path(__file__).parents[1]
 COMMAND = re.compile(r"^ {4}(python -m utils\.\S.*?)(?: {2,}.*)?$", re.MULTILINE)  # a comment may follow
 FIGURES = {  # of the benchmark, by part
@@ -46,9 +48,11 @@ COMMANDS = list(documented_commands())
 
 @pytest.fixture(scope="module")
 def place(lab, encoder, tmp_path_factory):
-    """A folder with the repository's YAMLs, and a run of linclf_train.py wherever a command names runs."""
+    """A folder with the repository's YAMLs, data, and a run of linclf_train.py wherever a command names runs."""
     folder = tmp_path_factory.mktemp("place")
-    (folder / "hparams").symlink_to(REPO / "hparams")
+    shutil.copytree(REPO / "hparams", folder / "hparams")
+    write_study(folder / "hparams/studies/forgetting.yaml")  # in the place of one that takes hours
+    (folder / "UrbanSound8K").symlink_to(lab.sounds)
     lab.run(
         "linclf_train.py", "hparams/us8k/linclf_train.yaml", *lab.tiny, f"--data_folder={lab.sounds}",
         f"--ssl_checkpoints_dir={encoder}", f"--output_base={folder / 'judged'}", "--number_of_epochs=2",
@@ -71,6 +75,7 @@ def test_commands_are_found():
 def test_a_documented_command_runs(place, command):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(place / "cache")
     done = subprocess.run(command, shell=True, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
     if "utils.benchmark" in command:

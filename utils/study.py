@@ -7,7 +7,8 @@ method's runs are <output_base>/<method>+seed_<seed>, their evaluations <method>
 comparison is in <output_base>/report. What is finished is not done again, and what was interrupted goes on, so the same
 command adds a method, a seed or an evaluation to a study. Arguments after the file are given to every script.
 
-`--jobs=2` runs two methods at once, each on its share of the cores; `--only=simclr,cassle` runs these methods alone.
+`--jobs=2` runs two methods at once, each on its share of the cores. `--only=simclr,cassle` runs these methods alone,
+`--seeds=2022` these seeds.
 Each run's last output is in <output_base>/logs. If a run fails, the others go on, and the exit code is 1.
 """
 
@@ -149,12 +150,15 @@ def main(argv=None):
     parser.add_argument("--output_base", default="results/study", help="folder of all its runs")
     parser.add_argument("--jobs", type=int, default=1, help="methods that run at once")
     parser.add_argument("--only", help="of the methods, with commas between")
+    parser.add_argument("--seeds", help="instead of the file's, with commas between")
     own, arguments = parser.parse_known_args(argv)
     with user_errors():
         study = Study(own.study, arguments, os.path.abspath(own.output_base))
         methods = own.only.split(",") if own.only else list(study.methods)
         if unknown := [name for name in methods if name not in study.methods]:
             raise InputError(f"No method {', '.join(unknown)} in {own.study}: choose from {', '.join(study.methods)}.")
+        if own.seeds:
+            study.seeds = [int(seed) if seed.isdigit() else seed for seed in own.seeds.split(",")]
         (study.base / "logs").mkdir(parents=True, exist_ok=True)
         failed = Runner(study, own.jobs).run([(method, seed) for seed in study.seeds for method in methods])
         folders = study.folders(methods)

@@ -1,0 +1,96 @@
+"""utils.study: many methods over seeds by one file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from helpers.lab import REPO
+from helpers.study import write_study
+from sup_train import Supervised
+from supclr_train import SupCLR
+from utils.io.errors import InputError
+from utils.run.arguments import parse_arguments
+from utils.run.config import load_config
+from utils.study import Study
+from utils.training.checkpoints import is_finished
+
+BRAINS = {"supclr_train.py": SupCLR, "sup_train.py": Supervised}
+
+
+def start(lab, folder, file, *args):
+    places = (f"--output_base={folder}", f"--data_folder={lab.sounds}", f"--store_folder={lab.store}", *args)
+    command = [sys.executable, "-m", "utils.study", str(file), *places]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(process):
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def test_a_study_compares_its_methods_and_goes_on_where_it_was_stopped(lab, tmp_path):
+    """Stopped in a training, with a method that fails, then mended: nothing that is finished is done again."""
+    base, broken = tmp_path / "out", ("--task_classes=[[3,8],[9,4]]\n  supervised", "--lr=x\n  supervised")
+    process = start(lab, base, write_study(tmp_path / "study.yaml"), "--jobs=2")
+    first = base / "simclr+seed_1" / "save" / "task0"
+    until = time.monotonic() + 300
+    while not is_finished(str(first)) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 128 + signal.SIGTERM and "the same command again" in err and "Traceback" not in err
+    weights = {path: path.stat().st_mtime_ns for path in first.rglob("*.ckpt")}
+    assert weights and not (base / "report").exists()
+
+    file = write_study(tmp_path / "broken.yaml", broken)
+    code, out, err = ended(start(lab, base, file, "--seeds=1"))
+    assert code == 1 and err.count("failed: ") == 1 and "simclr+seed_1: error: lr is 'x'" in err
+    assert "supervised" in out and "simclr" not in out
+
+    code, out, err = ended(start(lab, base, tmp_path / "study.yaml", "--jobs=2"))
+    assert code == 0, err
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*.ckpt")} == weights
+    table = pd.read_csv(base / "report" / "report.csv").set_index(["method", "column"])
+    assert set(table.index.get_level_values("method")) == {"simclr", "supervised"} and (table["n_seeds"] == 2).all()
+
+
+@pytest.mark.parametrize("method", Study(REPO / "hparams/studies/forgetting.yaml", [], "out").methods)
+def test_the_studys_methods_can_be_trained(method, tmp_path, monkeypatch):
+    study = Study(REPO / "hparams/studies/forgetting.yaml", ["--data_folder=x"], tmp_path)
+    monkeypatch.chdir(REPO)
+    (_, training), *evaluations = study.commands(method, 2022)
+    file, options, overrides = parse_arguments("", training[1:])
+    brain = BRAINS[training[0]]
+    brain.check(load_config(file, overrides, options, brain.needs))
+    for _, command in evaluations:
+        assert command[0] == "linclf_train.py" and parse_arguments("", command[1:])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "Can't read"),
+        ("a: [", "Can't read"),
+        ("seeds: [1]", "must have the keys seeds, training, evaluations, methods"),
+        ("{seeds: [1], training: '', evaluations: {full: a b}, methods: {m: {command: c, evaluations: [lep]}}}",
+         "method m has the unknown evaluation lep"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_study_is_one_line(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        Study(tmp_path / "study.yaml", [], tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_method_is_one_line(lab, tmp_path):
+    code, _, err = ended(start(lab, tmp_path / "out", write_study(tmp_path / "study.yaml"), "--only=simclr,byol"))
+    assert (code, err.count("\n")) == (2, 1) and "No method byol" in err and "choose from simclr, supervised" in err
