@@ -31,6 +31,7 @@ FIGURES = {  # of the benchmark, by part
         "step without",
         "peak memory",
     ),
+    "method": (),  # none is named
     "saving": ("within a task (MB)", "at its end", "share of the task's time", "share before the task's end"),
     "start": ("import torch", "--help", "a wrong setting", "first step"),
     "evaluation": ("bare inference", "embedding", "plain way / this", "probe training"),

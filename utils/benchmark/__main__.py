@@ -4,8 +4,9 @@
 
 Prints one table, and writes it as JSON with `--output`: reading from the store against decoding; a training step's
 parts, its time against a plain step's, and its share of the device's measured ceiling; saving; starting; the linear
-protocols against decoding and encoding every clip in every epoch; memory and time as clips and tasks grow. The clips
-are synthetic, 4 s at 44.1 kHz in Ogg Vorbis.
+protocols against decoding and encoding every clip in every epoch; memory and time as clips and tasks grow; with
+`--ssl_method` or `--strategy`, what these cost beside SimCLR without a strategy (`--parts=method`). The clips are
+synthetic, 4 s at 44.1 kHz in Ogg Vorbis.
 
 Takes a trainer's YAML, with its run options and overrides: `--precision`, `--device`, `--encoder=...`,
 `--batch_size=...`. `--parts=step,evaluation` measures only these. `--quick` measures so little that it only shows that
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from utils.benchmark.audio import store_part
 from utils.benchmark.bench import QUICK, Bench, Sizes
 from utils.benchmark.judging import evaluation_part
+from utils.benchmark.method import method_part
 from utils.benchmark.runs import growth_part, saving_part, start_part
 from utils.benchmark.step import step_part
 from utils.io.errors import InputError
@@ -36,6 +38,7 @@ from utils.run.exits import user_errors
 PARTS = {
     "store": store_part,
     "step": step_part,
+    "method": method_part,
     "saving": saving_part,
     "start": start_part,
     "evaluation": evaluation_part,
