@@ -1,15 +1,19 @@
 """The folds of each split are keys, and runs that differ in folds are repeats of one method."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import pandas as pd
 import pytest
 
 from datasets import esc50, us8k
+from helpers.docs import blocks
 from supclr_train import SupCLR
 from utils.io.errors import InputError
 from utils.report import main
+from utils.run.keys import FOLD_KEYS
 
 TASKS = "--task_classes=[[3,8],[9,4]]"
 QUICK = ("--number_of_epochs=2", "--warmup_epochs=0")
@@ -77,3 +81,22 @@ def test_runs_that_differ_in_folds_and_seed_are_one_method(cross_validated, tmp_
     shutil.copytree(folders[0], tmp_path / "twin")
     assert main([*folders, str(tmp_path / "twin")]) == 2
     assert "the same folds: give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("yaml, n", [("us8k", 10), ("esc50", 5)])
+def test_the_documented_loop_tests_on_each_fold_once(tmp_path, yaml, n):
+    """Run as it is written, with a `python` that only notes its arguments."""
+    (shim := tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\n')
+    shim.chmod(0o755)
+    (loop,) = blocks("sh", f"hparams/{yaml}/")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", loop.text], check=True, cwd=tmp_path, env={**os.environ, "PATH": path})
+    calls, tested = (tmp_path / "calls.txt").read_text().splitlines(), []
+    assert [call.split()[0] for call in calls] == n * ["supclr_train.py", "linclf_train.py"]
+    for training, judging in zip(calls[::2], calls[1::2], strict=True):
+        given = dict(word.removeprefix("--").split("=", 1) for word in training.split()[2:])
+        folds = [json.loads(given[key]) for key in FOLD_KEYS]
+        assert sorted(sum(folds, [])) == list(range(1, n + 1)) and len(folds[1]) == len(folds[2]) == 1
+        assert f"--ssl_checkpoints_dir={given['output_base']}" in judging.split()
+        tested += folds[2]
+    assert tested == list(range(1, n + 1))
