@@ -10,7 +10,7 @@ from utils.run.costs import read_costs
 from utils.training.brain import TaskBrain
 
 NAMED = ("--ssl_method", "--strategy")
-STEPS, WARM_UP = 8, 2  # of the second task, as a strategy has nothing to do in the first
+STEPS, WARM_UP = 5, 1  # of the second task, as a strategy has nothing to do in the first
 
 
 def method_part(bench):
