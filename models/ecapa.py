@@ -56,6 +56,16 @@ class ECAPA(ECAPA_TDNN):
         ValueError
             Too few frames.
         """
+        x, mask = self._frames(features, lengths)
+        x = self.asp_bn.norm(_attentive_statistics(self.asp, x, mask))  # [B, 2 last]
+        return _linear(self.fc, x).unsqueeze(1)
+
+    def frames(self, features, lengths=None):
+        """Embed log-mel features [B, T, F] frame by frame, before their statistics are taken: [B, T, last]."""
+        return self._frames(features, lengths)[0]
+
+    def _frames(self, features, lengths):
+        """Compute the frames, [B, T, last], and which of them count, booleans [B, T, 1]."""
         n_frames = features.shape[1]
         if lengths is None:
             lengths = torch.ones(len(features), device=features.device)
@@ -66,9 +76,7 @@ class ECAPA(ECAPA_TDNN):
         for block in blocks:
             x = _se_res2net(block, x, mask)
             outputs.append(x)
-        x = _tdnn(self.mfa, torch.cat(outputs, dim=2))  # [B, T, last]
-        x = self.asp_bn.norm(_attentive_statistics(self.asp, x, mask))  # [B, 2 last]
-        return _linear(self.fc, x).unsqueeze(1)
+        return _tdnn(self.mfa, torch.cat(outputs, dim=2)), mask  # [B, T, last]
 
 
 def _linear(convolution, x):

@@ -60,6 +60,11 @@ class PANN(nn.Module):
         torch.Tensor
             [B, 1, D].
         """
+        x = self.frames(features, lengths).mT  # [B, D, T']
+        return (x.amax(dim=2) + x.mean(dim=2)).unsqueeze(1)  # [B, 1, D]
+
+    def frames(self, features, lengths=None):
+        """Embed log-mel features [B, T, F] frame by frame, before they are pooled over time: [B, T', D]."""
         del lengths
         x = features.unsqueeze(1)  # [B, 1, T, F]
         x = self.norm0(x.transpose(1, 3)).transpose(1, 3)  # one norm per mel band
@@ -68,8 +73,7 @@ class PANN(nn.Module):
             pool = (2, 2) if i < self.n_blocks else (1, 1)
             x = getattr(self, f"conv_block{i}")(x, pool)  # [B, C_i, T/2^i, F/2^i]
             x = F.dropout(x, self.dropout, self.training)
-        x = x.mean(dim=3)  # [B, D, T']
-        return (x.amax(dim=2) + x.mean(dim=2)).unsqueeze(1)  # [B, 1, D]
+        return x.mean(dim=3).mT  # [B, T', D]
 
 
 def _input_norm(norm_type, n_mels):

@@ -54,6 +54,9 @@ def place(lab, encoder, tmp_path_factory):
     shutil.copytree(REPO / "hparams", folder / "hparams")
     write_study(folder / "hparams/studies/forgetting.yaml")  # in the place of one that takes hours
     (folder / "UrbanSound8K").symlink_to(lab.sounds)
+    (folder / "results" / "demo").mkdir(parents=True)
+    (folder / "results" / "demo" / "data").symlink_to(lab.sounds)
+    (folder / "results" / "demo" / "supclr+seed_2022").symlink_to(encoder)
     lab.run(
         "linclf_train.py", "hparams/us8k/linclf_train.yaml", *lab.tiny, f"--data_folder={lab.sounds}",
         f"--ssl_checkpoints_dir={encoder}", f"--output_base={folder / 'judged'}", "--number_of_epochs=2",
