@@ -7,6 +7,7 @@ import time
 import numpy as np
 from torch import nn
 
+from models.heads import Classifier
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
 from utils.run.processes import main_only
@@ -60,6 +61,8 @@ class TaskTests:
         vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
         heads = [self.network[name] for name in ("sup_projector", "classifier") if name in self.network]
+        if isinstance(heads[-1], Classifier):  # classes that came after the task can't be its answer
+            heads[-1] = heads[-1].without_new()
         confusion = confusion_matrix(LinearPredictor(nn.Sequential(*heads), {}), clips, len(self.data.classes))
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 

@@ -98,7 +98,8 @@ def settings_of(task_folder: str) -> dict[str, str]:
 def origin_of(task_folder: str) -> str:
     """Identify the run of an encoder by its settings and data, wherever its folder is.
 
-    A run folder without settings.json is identified by its real path.
+    Settings and data are those of its first start, so that tasks which were added since change nothing. A run folder
+    without settings.json is identified by its real path.
     """
     settings, versions = settings_of(task_folder), {}
     if not settings:
@@ -106,7 +107,11 @@ def origin_of(task_folder: str) -> str:
     made_by = {key: value for key, value in settings.items() if not is_harmless(key) and key != "experiment_name"}
     with contextlib.suppress(OSError, ValueError, RecursionError):  # missing, or damaged: `save_results` warns of it
         versions = read_json(_beside(task_folder, "versions.json"))
-    made_by["data_folder"] = versions.get("data") or settings.get("data_folder")
+    first = [*versions.get("earlier_starts", []), versions][0]
+    if any("added_tasks" in start for start in (*versions.get("earlier_starts", []), versions)):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # tasks by a function can't be added to
+            made_by["task_classes"] = json.dumps(json.loads(settings["task_classes"])[: len(first["tasks"])])
+    made_by["data_folder"] = first.get("data") or settings.get("data_folder")
     return f"run {hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=8).hexdigest()}"
 
 
@@ -158,12 +163,35 @@ def _with_settings(trained, text, overrides, path):
             overrides += f"\n{key}: {json.dumps(value)}"
         elif not same_setting(given[key], value):
             raise _contradiction(key, given[key], path, f"was trained with {key}={value}")
-    overrides = _with_folds(trained, text, overrides, path)
+    overrides = _with_folds(trained, text, _with_tasks(trained, text, overrides, path), path)
     replaced = _with_parts(parts, text, overrides, path)
     unknown = [key for key in ENCODER_KEYS if key in given and key not in trained]
     if replaced != text and unknown:
         raise _contradiction(unknown[0], given[unknown[0]], path, f"was trained without the key {unknown[0]}")
     return replaced, overrides
+
+
+def _with_tasks(trained, text, overrides, path):
+    """Replace the word `encoder` as `task_classes` by the tasks of the encoder's run."""
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    if given.get("task_classes", keys.get("task_classes")) != "encoder":
+        return overrides
+    tasks = trained.get("task_classes", "")
+    if not tasks.startswith("["):
+        raise InputError(f"task_classes=encoder: the run of {path} does not list its tasks, so name them here.")
+    if trained.get("dataset") != as_text(text, overrides).get("dataset"):
+        raise InputError(f"task_classes=encoder: the encoder in {path} was trained on another data set.")
+    others = re.sub("^task_classes: .*$", "", overrides, flags=re.MULTILINE)
+    return f"{others}\ntask_classes: {tasks}"
+
+
+def numbered_by(task_folder: str, settings: dict[str, str]) -> str | None:
+    """Return the save folder of an encoder's run if it has the data set of `settings`, else None.
+
+    See `utils.run.experiment.Run.read_data`: the classes of one data set have one number in both runs.
+    """
+    same = settings_of(task_folder).get("dataset") == settings.get("dataset")
+    return os.path.dirname(task_folder) if same else None
 
 
 def _with_folds(trained, text, overrides, path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import ruamel.yaml
 from hyperpyyaml import resolve_references
 
+from datasets.tasks import lost_tasks
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, write_atomically
 from utils.io.locks import Busy, FolderLock
@@ -174,6 +175,8 @@ def _differs(key, saved, settings):
         return False
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
         return False
+    if key == "task_classes" and _lost_tasks(saved, settings) is not None:
+        return bool(_lost_tasks(saved, settings))
     there, here = saved.get(key, KEYS[key].before if key in KEYS else None), settings.get(key)
     if key in KEYS:
         there, here = (KEYS[key].once.get(value, value) for value in (there, here))
@@ -182,10 +185,22 @@ def _differs(key, saved, settings):
     return not same_setting(there, here)
 
 
+def _lost_tasks(saved, settings):
+    """Say how the tasks differ from the saved ones with more at the end; None where a function makes either's."""
+    try:
+        before, now = (json.loads(all_settings["task_classes"]) for all_settings in (saved, settings))
+        return lost_tasks(before, now)
+    except (KeyError, TypeError, ValueError):  # no such key, or no lists
+        return None
+
+
 def _refuse_other_run(folder, saved, settings):
     differing = [key for key in sorted({*saved, *settings}) if _differs(key, saved, settings)]
     if differing:
-        what = "; ".join(f"{k}: {saved.get(k, 'unset')} there, {settings.get(k, 'unset')} now" for k in differing)
+        said = {key: f"{saved.get(key, 'unset')} there, {settings.get(key, 'unset')} now" for key in differing}
+        if "task_classes" in said:
+            said["task_classes"] = _lost_tasks(saved, settings) or said["task_classes"]
+        what = "; ".join(f"{key}: {text}" for key, text in said.items())
         raise InputError(
             f"{folder} is a run of other settings ({' '.join(what.split())}). "
             "Set experiment_name, or start it afresh with --overwrite=True."

@@ -92,6 +92,11 @@ class PerWeight(nn.Module):
         if name not in self._parameters:
             zeros = torch.zeros_like(like, device=self.tasks.device, requires_grad=False)
             self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+        kept = self._parameters[name]
+        if kept.dim() and kept.shape[1:] == like.shape[1:] and len(kept) < len(like):  # a classifier with new classes
+            more = like.detach()[len(kept) :].to(kept)
+            more = more if name.startswith("anchor") else torch.zeros_like(more)
+            self.register_parameter(name, nn.Parameter(torch.cat([kept, more]), requires_grad=False))
         return self._parameters[name]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -228,6 +228,7 @@ def labels_before(data, t):
 @main_only
 def _draw_training(run, strategys_losses):
     figure, log = (os.path.join(run.folder, name) for name in ("training.png", "train_log.csv"))
-    if os.path.isfile(log) and not os.path.isfile(figure):
+    drawn = os.path.isfile(figure) and os.path.getmtime(figure) >= os.path.getmtime(log)  # else of fewer tasks
+    if os.path.isfile(log) and not drawn:
         plot_training(log, figure, losses=strategys_losses)
     logger.info("Weights after each task: %s. Losses: %s.", run.save_folder, figure)
