@@ -21,11 +21,12 @@ import speechbrain as sb
 
 from utils.evaluation.judge import Evaluation, evaluate_encoders
 from utils.evaluation.probes import ProbeBrain
-from utils.evaluation.saved import as_trained, find_checkpoints, numbered_by, settings_of
+from utils.evaluation.saved import as_trained, find_checkpoints, numbered_by
 from utils.results.save import save_results
 from utils.run.exits import user_errors
 from utils.run.experiment import Run
 from utils.run.processes import one_process_only
+from utils.training.runs import settings_of
 
 
 class LinearProbe(ProbeBrain):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from datasets.tasks import keep_numbers, lost_tasks
@@ -237,3 +238,127 @@ def test_a_class_that_a_function_gives_another_task_is_refused(own, lab):
     own.done(arguments)
     add_class(own.sounds)
     own.refused(arguments, "run of other tasks", "task 0 was")
+
+
+# A branch
+
+
+def branch_args(own, *args, start="two", **kwargs):
+    start = f"--start_from={own.runs / start.replace('two', 'two+seed_2022')}"
+    return own.train_args(THREE, "--experiment_name=branch", start, *args, **kwargs)
+
+
+def test_a_branch_with_the_same_settings_is_the_runs_own_continuation(desk, own, lab):
+    """Bit for bit, also when it dies on the way, and when the other run has gone on, has moved or is deleted."""
+    args, branch, origin = branch_args(own, *EWC), own.run_of("branch"), own.run_of("two")
+    every = [str(a) for a in args[2:]] + ["--ckpt_interval_steps=1"]
+    with pytest.raises(Stopped):
+        lab.learn(Dying, "us8k/supclr_train.yaml", *every, data=own.sounds)
+    own.train(THREE, *EWC, name="two")  # its last task is another one now
+    shutil.move(origin, own.runs / "gone")
+    own.done(args)
+    for task in range(3):
+        assert_same_bits(branch, desk.run_of("three"), task)
+    assert pd.read_csv(branch / "train_log.csv")["task"].tolist() == [2]
+    assert len(list(branch.glob("save/train_task*_raw.csv"))) == 3
+    first, second = (start["start_from"] for start in starts_of(branch))
+    assert first == second and (first["run"], first["task"], first["first_task"]) == (str(origin), 1, 2)
+    assert first["afresh"] == {} and "ewc" in first["settings"]["strategy"]
+    assert first["weights"] in json.loads((branch / "settings.json").read_text())["start_from"]
+    judged, _ = own.judge(branch, THREE, *("--linclf_train_type=full",))
+    assert "train_start_from: task 1 of two+seed_2022, weights" in own.done(["utils/report.py", judged])
+    again = tree(branch / "save")
+    own.done([*args[:-3], f"--start_from={own.runs / 'gone'}:1", *EWC])  # where the other run is now
+    assert tree(branch / "save") == again
+    own.done([*args, "--overwrite=True", f"--start_from={own.runs / 'gone'}:1"])
+    assert_same_bits(branch, desk.run_of("three"), 2)
+
+
+def test_a_branch_by_other_means(own):
+    """Another strategy, with a teacher and a moving average, whose state the other run lacks; other rate and device."""
+    how = ("--strategy=[merge, si, cassle]", "--ssl_method=byol",
+           "--ssl_dim=16", "--lr=0.01", "--emb_norm_type=ln")  # fmt: skip
+    said = own.done(branch_args(own, *how, start="two:0"))
+    branch = own.run_of("branch")
+    record = starts_of(branch)[0]["start_from"]
+    assert {"projector", "predictor", "target", "si_state", "cassle_head"} <= record["afresh"].keys()
+    assert "classifier" not in record["afresh"] and "the projector begins afresh (of another shape there)" in said
+    log = pd.read_csv(branch / "train_log.csv")
+    assert log["task"].tolist() == [1, 2] and (log["cassle"] != 0).all()
+    begun, origin = weights_of(branch, 0), weights_of(own.run_of("two"), 0)
+    assert begun.keys() == origin.keys() and all(torch.equal(begun[name], origin[name]) for name in origin)
+
+
+def test_labels_after_a_run_without(own):
+    own.done(own.train_args(TWO, "--experiment_name=simclr", kind="simclr"))
+    said = own.done(branch_args(own, kind="sup", start="simclr+seed_2022"))
+    assert "the classifier begins afresh (that run has none)" in said
+    table = pd.read_csv(own.run_of("branch") / "accuracy_table.csv", index_col="encoder")
+    assert table.shape == (3, 3)
+
+
+def other_sounds(own):
+    """Write sounds of other classes, which are the others reversed."""
+    folder = own.folder / "other"
+    shutil.copytree(own.sounds, folder)
+    for path in folder.glob("audio/*/*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples[::-1], rate)
+    table = folder / "metadata/UrbanSound8K.csv"
+    table.write_text(table.read_text().replace("dog", "cat"))
+    return folder
+
+
+def test_another_data_set_begins_its_own_task_0_with_the_weights(own):
+    """And with a teacher: at a rate of 0, the encoder's weights stay those of the other run, but for its statistics."""
+    still = ("--strategy=pfr", "--lr=0", "--final_lr=0", "--emb_norm_type=ln", "--sup_weight=1")
+    args = branch_args(own, *still, f"--data_folder={other_sounds(own)}")
+    said = own.done(args)
+    branch = own.run_of("branch")
+    assert "begins its own task 0 with these weights" in said
+    assert "the classifier begins afresh (of other classes)" in said
+    begun, origin = weights_of(branch, 0), weights_of(own.run_of("two"), 1)
+    learned = [name for name in origin if name.startswith("embedding_model")]
+    assert len(learned) > 10 and all(torch.equal(begun[name], origin[name]) for name in learned)
+    log = pd.read_csv(branch / "train_log.csv")
+    assert log["task"].tolist() == [0, 1, 2] and (log["pfr"] != 0).all()
+    shutil.rmtree(own.run_of("two"))
+    shutil.rmtree(branch / "save/task0")
+    own.done(args)  # from its own copy
+    assert all(torch.equal(weights_of(branch, 0)[name], tensor) for name, tensor in begun.items())
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (("--start_from=nowhere",), ("No checkpoint in nowhere", "start_from")),
+        (("--start_from=runs/two+seed_2022", "--experiment_name=two"), ("is this run itself",)),
+        (("--start_from=runs/two+seed_2022:2",), ("task 2 isn't trained to its end", "2 tasks are")),
+        (("--start_from=runs", TWO), ("holds several runs", "start_from")),
+        (("--start_from=runs/two+seed_2022", TWO), ("task 1 is the last of task_classes",)),
+        (("--start_from=runs/two+seed_2022", "--task_classes=[[1],[0],[2]]"), ("task 0 was ['dog bark']",)),
+        (("--start_from=runs/two+seed_2022", "--training_folds=[1,2,3,4]"), ("clips gone",)),
+        (("--start_from=runs/two+seed_2022", "--emb_dim=16"), ("was trained with emb_dim=8, and here it is 16",)),
+        (("--start_from=runs/two+seed_2022", "--n_mels=40"), ("was trained with n_mels=80",)),
+        (("--start_from=runs/two+seed_2022", "--mean_norm=False"), ("was trained with mean_norm=true",)),
+        (("--start_from=runs/two+seed_2022", "--strategy=der", "--replay_num_keep=2"), ("has no memory_outputs.npz",)),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(desk, args, words):
+    desk.refused(desk.train_args(THREE, *EWC, "--experiment_name=branch", *args), *words)
+
+
+def test_an_unfinished_run_is_refused_unless_the_task_is_named(own, lab):
+    every = ("--ckpt_interval_steps=1", "--experiment_name=two")
+    with pytest.raises(Stopped):
+        arguments = [str(a) for a in own.train_args(THREE, *EWC, *every)[2:]]
+        lab.learn(Dying, "us8k/supclr_train.yaml", *arguments, data=own.sounds)
+    own.refused(branch_args(own, *EWC), "has trained 2 of 3 tasks", ":1")
+    own.done(branch_args(own, *EWC, start="two:1"))
+
+
+def test_der_goes_on_from_der(own):
+    der = ("--strategy=der", "--replay_num_keep=2", "--sup_weight=1")
+    own.train(THREE, *der, name="der")
+    own.done(branch_args(own, *der, start="der+seed_2022:1"))
+    assert_same_bits(own.run_of("branch"), own.run_of("der"), 2)

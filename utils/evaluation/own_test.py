@@ -40,7 +40,7 @@ class TaskTests:
         self.network = {name: module for name, module in handed_on(modules).items() if name in tested}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
         self.embedder, self.output_folder = make_embedder(run.hparams, run.options), run.folder
-        self.data, self.rows = run.data, run.data.split("test")
+        self.data, self.rows, self.start = run.data, run.data.split("test"), run.start
         if run.options.debug:
             self.rows = self.rows.groupby("task").head(run.options.debug_batches * run.hparams["batch_size"])
         self.folders, self.trained = [], []
@@ -48,7 +48,11 @@ class TaskTests:
     @main_only
     def __call__(self, task: int, folder: str):
         """Test the network that task `task` has saved in `folder`."""
-        load_weights(folder, self.network)
+        # The tasks of another run that this one began after may have left no classifier that fits.
+        afresh = self.start.afresh if self.start is not None and task < self.start.first else {}
+        for name in afresh.keys() & self.network.keys():
+            self.network[name].load_state_dict(self.untrained[name])
+        load_weights(folder, {name: module for name, module in self.network.items() if name not in afresh})
         self.folders.append(folder)
         self.trained.append(self._test(task, f"test after task {task}"))
         confusion = self.trained[-1]["confusion"]

@@ -52,7 +52,7 @@ class Run:
         The script's docstring, shown by ``--help``.
     brain_class : type
         Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
-        It may have `choices`, see `utils.run.arguments.parse_arguments`.
+        It may have `choices`, see `utils.run.arguments.parse_arguments`, and `find_start(hparams, settings)`.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     adapt : callable, optional
@@ -68,6 +68,8 @@ class Run:
     folder, save_folder : str
     data : datasets.prepare.Data
         Once it is read.
+    start : utils.training.start.Start or None
+        The task of another run that this one begins after.
 
     Raises
     ------
@@ -87,6 +89,9 @@ class Run:
         self.folder, self.save_folder = self.hparams["output_folder"], self.hparams["save_folder"]
         self.settings = run_settings(self.text, self.overrides, self.options, self.hparams)
         self.data = self.changes = None
+        self.start = getattr(brain_class, "find_start", lambda *_: None)(self.hparams, self.settings)
+        if "start_from" in self.settings:
+            self.settings["start_from"] = self.start.text if self.start else "null"
         check_run_folder(self.folder, self.settings, self.hparams["overwrite"])
 
     def option(self, name):
@@ -108,7 +113,8 @@ class Run:
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
         own = [] if self.hparams["overwrite"] else [self.save_folder]
-        self.data = main_first(read_data)(self.hparams, [*own, *([origin] if origin else [])])
+        others = filter(None, [origin, self.start and self.start.save])
+        self.data = main_first(read_data)(self.hparams, [*own, *others])
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)
@@ -117,7 +123,8 @@ class Run:
         """Make the run's folder, or find it as an earlier start left it: with settings, YAML, log and record."""
         open_run_folder(self.folder, self.settings, self.hparams["overwrite"])
         main_only(self._fill_folder)()
-        save_record(self.folder, self.save_folder, self.options, self.data, self.changes, self.argv)
+        start = self.start and self.start.record
+        save_record(self.folder, self.save_folder, self.options, self.data, self.changes, self.argv, start)
 
     def _fill_folder(self):
         """Do what SpeechBrain's `create_experiment_directory` does, which writes no file whole or not at all, and would

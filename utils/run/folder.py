@@ -168,6 +168,27 @@ def same_setting(one, other):
         return False
 
 
+def same_yaml(one, other):
+    """Tell whether two settings are the same YAML, in whatever style it is written."""
+
+    def in_blocks(text):
+        yaml, out = ruamel.yaml.YAML(), io.StringIO()
+        node = yaml.load(f"key: {text}")
+        nodes = [node]
+        while nodes:
+            part = nodes.pop()
+            if isinstance(part, dict | list):
+                part.fa.set_block_style()
+                nodes += part.values() if isinstance(part, dict) else part
+        yaml.dump(node, out)
+        return out.getvalue()
+
+    try:
+        return isinstance(one, str) and isinstance(other, str) and in_blocks(one) == in_blocks(other)
+    except (ruamel.yaml.YAMLError, ValueError, AttributeError):
+        return False
+
+
 def _differs(key, saved, settings):
     """Tell whether a setting differs from that of the run in the folder."""
     moved = saved.get("encoders", "") == settings.get("encoders")  # the same encoders; their folder may have moved
@@ -182,7 +203,7 @@ def _differs(key, saved, settings):
         there, here = (KEYS[key].once.get(value, value) for value in (there, here))
     if key == "ssl_checkpoints_dir":  # a run folder and its save folder name the same encoders
         there, here = (str(path).removesuffix("/save") for path in (there, here))
-    return not same_setting(there, here)
+    return not same_setting(there, here) and not same_yaml(there, here)
 
 
 def _lost_tasks(saved, settings):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pandas as pd
 import torch
 from speechbrain.utils.distributed import infer_device
 
@@ -38,14 +39,21 @@ def class_numbers(save_folder) -> list[dict[str, int]]:
     InputError
         The list is damaged.
     """
-    table = _read_list(os.path.join(save_folder, CLIPS))
+    table = list_of_clips(save_folder)
     used = {} if table is None else dict(zip(table["class_name"], map(int, table["label"]), strict=True))
     every = _last_start(os.path.dirname(save_folder)).get("classes", [])
     return [{name: label for label, name in enumerate(every)}, used]
 
 
-def _read_list(path):
-    """Read a run's list of clips; None if there is none."""
+def list_of_clips(save_folder) -> pd.DataFrame | None:
+    """Read a run's list of clips, see `datasets.changes.clip_table`; None if there is none.
+
+    Raises
+    ------
+    InputError
+        The list is damaged.
+    """
+    path = os.path.join(save_folder, CLIPS)
     if not os.path.isfile(path):
         return None
     try:
@@ -89,7 +97,7 @@ def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
     """
     if lost := lost_tasks(_last_start(folder).get("tasks", []), data.classes_of_tasks()):
         raise InputError(f"{folder} is a run of other tasks ({lost}). Set experiment_name to start afresh.")
-    before = _read_list(os.path.join(save_folder, CLIPS))
+    before = list_of_clips(save_folder)
     if before is not None:
         earlier = data.rows["task"] <= _last_known_task(before, data)
         changes = compare(before, clip_table(data)[earlier.to_numpy()])
@@ -110,7 +118,7 @@ def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
 
 
 @main_only
-def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | None = None, argv=None):
+def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | None = None, argv=None, start_from=None):
     """Add this start to versions.json: command, versions, commit, hardware, data. No environment.
 
     What was logged before there was a run folder goes to its log.txt.
@@ -124,6 +132,8 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
         What changed in the data since the last start.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
+    start_from : dict, optional
+        The task of another run that this one began after; by default as the last start has recorded it.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     commit = ""
@@ -146,8 +156,11 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
     }
     last = _last_start(folder)
     earlier = last.pop("earlier_starts", [])
+    start |= {"start_from": start_from} if start_from else {k: v for k, v in last.items() if k == "start_from"}
     clips = os.path.join(save_folder, CLIPS)
-    before = last["tasks"] if "tasks" in last else start["tasks"][: 1 + _last_known_task(_read_list(clips), data)]
+    before = last.get("tasks")
+    if before is None:  # no earlier start, or one of an older version
+        before = start["tasks"][: 1 + _last_known_task(list_of_clips(save_folder), data)]
     if added := start["tasks"][len(before) :]:
         logger.info("Tasks added since the last start: %s.", "; ".join(map(", ".join, added)))
         start["added_tasks"] = added

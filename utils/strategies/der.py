@@ -76,6 +76,13 @@ class DER(Strategy):
         if hparams.get("use_mixup"):
             raise InputError("strategy der compares a clip with itself, but mixup blends clips: set use_mixup=False.")
 
+    def check_taken(self, folders, afresh):
+        lacking = [folder for folder in folders if not Path(folder, FILE).is_file()]
+        if lacking or afresh:
+            why = f"{lacking[0]} has no {FILE}" if lacking else f"here the {afresh[0]} begins afresh"
+            raise InputError(f"strategy der compares with the outputs that its own runs keep of each task, and {why}: "
+                             "start from a run of der, or choose another strategy.")  # fmt: skip
+
     def before_task(self, brain):
         folder, index = Path(brain.task.folder).parent, brain.task.index
         earlier = [read_outputs(folder / f"task{t}" / FILE) for t in range(index)]
