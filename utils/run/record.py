@@ -154,7 +154,7 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
         **({"data_changes": dataclasses.asdict(changes)} if changes else {}),
         **{name: version(name) for name in PACKAGES},
     }
-    last = _last_start(folder)
+    last = _last_start(folder, warn=True)
     earlier = last.pop("earlier_starts", [])
     start |= {"start_from": start_from} if start_from else {k: v for k, v in last.items() if k == "start_from"}
     clips = os.path.join(save_folder, CLIPS)
@@ -174,13 +174,14 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
     early_messages.buffer.clear()
 
 
-def _last_start(folder):
-    """The record of the last start; empty if there is none or, with a warning, if it is damaged."""
+def _last_start(folder, warn=False):
+    """The record of the last start; empty if there is none or, with a warning if asked for, if it is damaged."""
     path = os.path.join(folder, "versions.json")
     if not os.path.isfile(path):
         return {}
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        logger.warning("%s is damaged (%s): what it recorded of earlier starts is lost.", path, error)
+        if warn:
+            logger.warning("%s is damaged (%s): what it recorded of earlier starts is lost.", path, error)
         return {}
