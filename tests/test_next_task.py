@@ -108,6 +108,7 @@ def test_a_death_in_the_added_task(desk, own, lab):
         lab.learn(Dying, "us8k/supclr_train.yaml", *arguments, data=own.sounds)
     with pytest.raises(AssertionError, match="task 2, .* is gone"):
         own.train(TWO, *EWC, name="two")
+    own.refused(branch_args(own, *EWC), "has trained 2 of 3 tasks", "two+seed_2022:1")
     own.train(THREE, *EWC, name="two")
     assert_same_bits(own.run_of("two"), desk.run_of("three"), 2)
     assert [start.get("added_tasks") for start in starts_of(own.run_of("two"))] == [None, [["drill", "horn"]], None]
@@ -139,15 +140,16 @@ def test_an_evaluation_grows_by_a_row_and_a_column(desk, own):
     for kind, tasks, kept in (("seen", THREE, 4), ("full", "--task_classes=encoder", 0)):
         folder, said = own.judge(moved, tasks, f"--linclf_train_type={kind}", name=kind)
         assert said.count("judged already") == kept
-        fresh, _ = desk.judge(desk.run_of("three"), tasks, f"--linclf_train_type={kind}", name=kind)
-        for found, wanted in zip(read_evaluation(folder)[:2], read_evaluation(fresh)[:2], strict=True):
-            pd.testing.assert_frame_equal(found, wanted)
         assert read_evaluation(folder)[0].shape == (3, 3)
+        if kept:
+            fresh, _ = desk.judge(desk.run_of("three"), tasks, f"--linclf_train_type={kind}", name=kind)
+            for found, wanted in zip(read_evaluation(folder)[:2], read_evaluation(fresh)[:2], strict=True):
+                pd.testing.assert_frame_equal(found, wanted)
         for name in ("accuracy_table.png", "accuracy_over_tasks.png", "confusion_matrix.png"):
             assert (folder / name).stat().st_size > 5000
     assert starts_of(own.folder / "judged/full+seed_2022")[1]["added_tasks"] == [["drill", "horn"]]
     reported = own.done(["utils/report.py", *(own.folder / f"judged/{kind}+seed_2022" for kind in ("seen", "full"))])
-    assert f"{100 * read_evaluation(folder)[2]['metrics']['acc']:.1f}" in reported and "added_tasks" not in reported
+    assert f"{100 * read_evaluation(folder)[2]['metrics']['acc']:.1f}" in reported
 
 
 # Data that grew
@@ -200,9 +202,9 @@ def test_without_labels_growth_changes_no_bit(own, kind):
     table = pd.read_csv(folder / "accuracy_table.csv", index_col="encoder") if before else None
     add_class(own.sounds)
     own.done(own.train_args(MORE, *args, kind=kind))
-    own.done(own.train_args(MORE, *args[:-1], "--experiment_name=whole", kind=kind))
-    grown, whole = (weights_of(own.run_of(name), 2) for name in ("grown", "whole"))
     if kind == "supclr":
+        own.done(own.train_args(MORE, *args[:-1], "--experiment_name=whole", kind=kind))
+        grown, whole = (weights_of(own.run_of(name), 2) for name in ("grown", "whole"))
         assert [n for n in whole if n.split(".")[0] != "classifier" and not torch.equal(whole[n], grown[n])] == []
     else:
         now = pd.read_csv(folder / "accuracy_table.csv", index_col="encoder")
@@ -346,15 +348,6 @@ def test_another_data_set_begins_its_own_task_0_with_the_weights(own):
 )
 def test_a_start_that_cannot_be_is_refused(desk, args, words):
     desk.refused(desk.train_args(THREE, *EWC, "--experiment_name=branch", *args), *words)
-
-
-def test_an_unfinished_run_is_refused_unless_the_task_is_named(own, lab):
-    every = ("--ckpt_interval_steps=1", "--experiment_name=two")
-    with pytest.raises(Stopped):
-        arguments = [str(a) for a in own.train_args(THREE, *EWC, *every)[2:]]
-        lab.learn(Dying, "us8k/supclr_train.yaml", *arguments, data=own.sounds)
-    own.refused(branch_args(own, *EWC), "has trained 2 of 3 tasks", ":1")
-    own.done(branch_args(own, *EWC, start="two:1"))
 
 
 def test_der_goes_on_from_der(own):
