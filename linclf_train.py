@@ -21,11 +21,12 @@ import speechbrain as sb
 
 from utils.evaluation.judge import Evaluation, evaluate_encoders
 from utils.evaluation.probes import ProbeBrain
-from utils.evaluation.saved import as_trained, find_checkpoints, settings_of
+from utils.evaluation.saved import as_trained, find_checkpoints, numbered_by
 from utils.results.save import save_results
 from utils.run.exits import user_errors
 from utils.run.experiment import Run
 from utils.run.processes import one_process_only
+from utils.training.runs import settings_of
 
 
 class LinearProbe(ProbeBrain):
@@ -50,7 +51,7 @@ if __name__ == "__main__":
         # Parse the command line, build the YAML's objects, take encoder and front end from ssl_checkpoints_dir's run.
         run = Run(__doc__, LinearProbe, adapt=as_trained)
         encoders = find_checkpoints(run.hparams["ssl_checkpoints_dir"])
-        run.read_data()  # read the metadata to a table of clips with tasks, open the audio store
+        run.read_data(numbered_by(encoders[0], run.settings))  # table of clips with tasks, audio store
         evaluation = Evaluation(LinearProbe, run)
         random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
         evaluation.check(encoders)

@@ -3,14 +3,14 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from datasets.store import AudioStore, LiveAudio, open_store
 from datasets.table import read_dataset
-from datasets.tasks import assign_tasks, resolve_tasks
+from datasets.tasks import assign_tasks, keep_numbers, resolve_tasks
 from utils.io.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,10 @@ class Data:
             if lacking:
                 logger.warning("%s. linclf_train.py needs clips of each task in train, valid and test.", lacking)
 
+    def classes_of_tasks(self) -> list[list[str]]:
+        """Return the names of each task's classes, in label order."""
+        return [[self.classes[label] for label in sorted(labels)] for labels in self.task_classes]
+
     def task_names(self) -> list[str]:
         """Return the class names of each task, joined: "siren, drill"."""
         by_task = self.rows.drop_duplicates(["task", "label"]).sort_values(["task", "label"]).groupby("task")
@@ -93,6 +97,7 @@ def prepare(
     store_folder: str | None,
     skip_bad_audio: bool = False,
     cut_audio: str = "refuse",
+    numbers: Iterable[Mapping[str, int]] = (),
 ) -> Data:
     """Read the metadata, check every clip, and open or build the audio store.
 
@@ -110,6 +115,8 @@ def prepare(
         Leave out clips that can't be read, instead of stopping.
     cut_audio
         "refuse" takes a file that is cut off for one that can't be read, "keep" uses what is there.
+    numbers
+        Labels that classes have in earlier records, and keep: see `datasets.tasks.keep_numbers`.
 
     Raises
     ------
@@ -117,6 +124,7 @@ def prepare(
         Metadata, classes or audio are not as they must be.
     """
     rows, classes, source = read_dataset(dataset, data_folder)
+    classes = keep_numbers(classes, numbers)
     rows = rows.reset_index(drop=True)
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
     tasks = resolve_tasks(rows, classes, task_classes)

@@ -1,6 +1,6 @@
 """Assign labels to classes, and classes to tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,40 @@ def assign_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Seque
     labels = rows["class_name"].map({name: i for i, name in enumerate(classes)})
     rows = rows.assign(label=labels, task=labels.map(task_of))
     return rows[rows["task"].notna()].astype({"label": int, "task": int}).reset_index(drop=True)
+
+
+def keep_numbers(classes: Sequence[str], known: Iterable[Mapping[str, int]]) -> list[str]:
+    """Order classes so that each keeps the number (its place) that it had; those without one fill the other places.
+
+    So a class that joins a data set, such as a new folder, moves no label of a run.
+
+    Parameters
+    ----------
+    classes
+        In the data set's order.
+    known
+        Name -> number, by several records. The first counts of whose classes none is gone; without one, the order stays
+        as it is.
+    """
+    for numbers in known:
+        if numbers and numbers.keys() <= set(classes) and max(numbers.values()) < len(classes):
+            at, others = {k: name for name, k in numbers.items()}, (name for name in classes if name not in numbers)
+            return [at[place] if place in at else next(others) for place in range(len(classes))]
+    return list(classes)
+
+
+def lost_tasks(before: Sequence[Sequence], now: Sequence[Sequence]) -> str:
+    """Say how tasks differ from those of before with more of them at the end; "" if they don't.
+
+    Classes are labels or names, the same in both.
+    """
+    for task, members in enumerate(map(list, before)):
+        if task >= len(now):
+            return f"task {task}, {members}, is gone"
+        if members != list(now[task]):
+            moved = f"task {task} was {members} and is {list(now[task])} now"
+            return f"{moved}; tasks can be added at the end alone"
+    return ""
 
 
 def _task_of_label(classes, task_classes):

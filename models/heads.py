@@ -3,6 +3,9 @@
 Legend: B clips, D embedding features, C classes.
 """
 
+import copy
+
+import torch
 from torch import nn
 
 from models.norms import make_norm
@@ -70,10 +73,36 @@ class MLP(nn.Sequential):
 
 
 class Classifier(nn.Linear):
-    """One linear layer, [B, D] -> logits [B, C]."""
+    """One linear layer, [B, D] -> logits [B, C].
+
+    It loads the state of one with fewer classes too, as a data set may have got classes since that was saved: their
+    rows stay as they are here.
+
+    Attributes
+    ----------
+    known : int
+        Number of classes in the state that was loaded last.
+    """
 
     def __init__(self, emb_dim, n_classes):
         super().__init__(emb_dim, n_classes)
+        self.known = n_classes
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state = {name: state_dict[prefix + name] for name in ("weight", "bias") if prefix + name in state_dict}
+        self.known = len(state.get("bias", self.bias))
+        for name, saved in state.items():
+            own = self.state_dict()[name]
+            if saved.shape[1:] == own.shape[1:] and len(saved) < len(own):
+                state_dict[prefix + name] = torch.cat([saved, own[len(saved) :].to(saved)])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def without_new(self):
+        """Copy it such that classes which were not in the state that was loaded last are never chosen."""
+        same = copy.deepcopy(self)
+        with torch.no_grad():
+            same.bias[self.known :] = -torch.inf
+        return same
 
 
 def sup_features(modules, h):

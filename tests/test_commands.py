@@ -102,7 +102,8 @@ def run_small(command, lab, place, monkeypatch):
     given, judges = command.flags, "linclf" in command.script[0]
     few = ["--batch_size=2", "--embedding_batch_size=2" if judges else "--train_duration=0.3"]
     few += [] if judges else ["--num_workers=0"]
-    few += ["--n_tasks=2"] if "/vgg/" in command.script[1] else ["--task_classes=[[3,8]]"]
+    if "task_classes" not in given or "0,1,2" in given["task_classes"]:
+        few += ["--n_tasks=2"] if "/vgg/" in command.script[1] else ["--task_classes=[[3,8]]"]
     if given["output_base"] in FULL_SIZE:  # in a process of its own, which gives the memory back
         lab.run(*command.script, *few, *DEBUG, cwd=place)
     else:

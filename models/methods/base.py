@@ -68,6 +68,16 @@ class Method:
         """Return the loss of predictions [B, ...] against fixed targets, a scalar; for distillation."""
         raise NotImplementedError
 
+    def begin(self, modules, afresh):
+        """Fit state to weights of another run, with which the encoder begins.
+
+        Parameters
+        ----------
+        modules : mapping of str to torch.nn.Module
+        afresh : collection of str
+            Names of the modules that have no weights of that run.
+        """
+
     def after_batch(self, modules, out):
         """Take in what a call returned for a batch of the task's own clips, such as keys for a queue.
 

@@ -52,6 +52,10 @@ class BYOL(Method):
     def compare(self, prediction, target):
         return 2 + 2 * self.cosine(prediction, target)
 
+    def begin(self, modules, afresh):
+        if "target" in afresh:
+            modules["target"].become(modules["embedding_model"], modules["projector"])
+
     def after_step(self, modules, progress):
         momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
         modules["target"].follow(modules["embedding_model"], modules["projector"], momentum)

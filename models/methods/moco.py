@@ -92,6 +92,10 @@ class MoCo(Method):
     def after_batch(self, modules, out):
         modules["queue"].add(out["k1"], out["k2"])
 
+    def begin(self, modules, afresh):
+        if "target" in afresh:
+            modules["target"].become(modules["embedding_model"], modules["projector"])
+
     def after_step(self, modules, progress):
         modules["target"].follow(modules["embedding_model"], modules["projector"], self.momentum)
 

@@ -41,6 +41,11 @@ class MovingAverage(nn.Module):
         """Embed and project a view (see `models.methods.base.View`), [B, P]."""
         return self.projector(self.encoder(view.features, view.lengths).squeeze(1))
 
+    def become(self, encoder, projector):
+        """Take over weights and running statistics of `encoder` and `projector`."""
+        self.encoder.load_state_dict(encoder.state_dict())
+        self.projector.load_state_dict(projector.state_dict())
+
     def follow(self, encoder, projector, momentum):
         """Move the weights towards those of `encoder` and `projector`."""
         live = [*encoder.parameters(), *projector.parameters()]

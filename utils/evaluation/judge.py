@@ -95,7 +95,8 @@ class Evaluation:
         if not self.every_task and len(folders) > n_tasks:
             raise InputError(
                 f"{len(folders)} encoders for {n_tasks} tasks, but linclf_train_type={kind} "
-                "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full."
+                "judges the encoder of task t on tasks 0 to t: use linclf_train_type=full, or name the tasks that "
+                "the encoder was trained on, or --task_classes=encoder."
             )
         for t, folder in enumerate(folders):
             for name, split in self.rows(t).items():
@@ -162,12 +163,18 @@ class Evaluation:
 
 
 def _judged(path, n_classes):
-    """Read the result of an earlier start; empty if there is none or, with a warning, if it is damaged."""
+    """Read the result of an earlier start; empty if there is none or, with a warning, if it is damaged.
+
+    Where the data set has got more classes since, its confusions have rows and columns of zeros for them.
+    """
     if not os.path.isfile(path):
         return {}
     try:
         saved = read_json(path)
         confusion = np.array(saved["confusion"])
+        if confusion.ndim == 2 and len(confusion) == confusion.shape[1] < n_classes:
+            confusion = np.pad(confusion, (0, n_classes - len(confusion)))
+            saved["confusion"] = confusion.tolist()
         whole = confusion.shape == (n_classes, n_classes) and confusion.dtype == int and (confusion >= 0).all()
         numbers = [saved["valid_accuracy"], saved.get("epoch", 0), saved["seconds"]]
         if whole and all(isinstance(number, int | float) for number in numbers) and isinstance(saved["key"], str):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 from torch import nn
 
+from models.heads import Classifier
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
 from utils.run.processes import main_only
@@ -39,7 +40,7 @@ class TaskTests:
         self.network = {name: module for name, module in handed_on(modules).items() if name in tested}
         self.untrained = {name: copy.deepcopy(module.state_dict()) for name, module in self.network.items()}
         self.embedder, self.output_folder = make_embedder(run.hparams, run.options), run.folder
-        self.data, self.rows = run.data, run.data.split("test")
+        self.data, self.rows, self.start = run.data, run.data.split("test"), run.start
         if run.options.debug:
             self.rows = self.rows.groupby("task").head(run.options.debug_batches * run.hparams["batch_size"])
         self.folders, self.trained = [], []
@@ -47,7 +48,11 @@ class TaskTests:
     @main_only
     def __call__(self, task: int, folder: str):
         """Test the network that task `task` has saved in `folder`."""
-        load_weights(folder, self.network)
+        # The tasks of another run that this one began after may have left no classifier that fits.
+        afresh = self.start.afresh if self.start is not None and task < self.start.first else {}
+        for name in afresh.keys() & self.network.keys():
+            self.network[name].load_state_dict(self.untrained[name])
+        load_weights(folder, {name: module for name, module in self.network.items() if name not in afresh})
         self.folders.append(folder)
         self.trained.append(self._test(task, f"test after task {task}"))
         confusion = self.trained[-1]["confusion"]
@@ -60,6 +65,8 @@ class TaskTests:
         vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
         heads = [self.network[name] for name in ("sup_projector", "classifier") if name in self.network]
+        if isinstance(heads[-1], Classifier):  # classes that came after the task can't be its answer
+            heads[-1] = heads[-1].without_new()
         confusion = confusion_matrix(LinearPredictor(nn.Sequential(*heads), {}), clips, len(self.data.classes))
         return {"confusion": confusion, "seconds": time.monotonic() - begun}
 

@@ -19,11 +19,12 @@ from utils.io.files import read_json
 from utils.io.places import home_path
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
-from utils.run.folder import as_text, is_harmless, read_settings, same_setting
+from utils.run.folder import as_text, is_harmless, same_setting
 from utils.run.keys import ENCODER_KEYS, FOLD_KEYS
 from utils.run.yaml_text import plain_keys, read_text
 from utils.training.checkpoints import latest_checkpoint, load_weights
 from utils.training.context import FRONT_END
+from utils.training.runs import beside, definition, find_save, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,33 +34,6 @@ TRUSTED = (
     r"(models|torch\.nn|torchlibrosa|speechbrain\.(nnet|lobes\.features|lobes\.models\.(Cnn14|ECAPA_TDNN|ResNet|Xvector)"
     r"|processing\.(features|signal_processing)))"
 )
-
-
-def find_save(path: str) -> str:
-    """Find the ``save`` folder of an encoder's run, as an absolute path.
-
-    Parameters
-    ----------
-    path : str
-        A ``save`` folder, a run folder, or an output base with one run in it, with or without ``/save`` at its end.
-
-    Raises
-    ------
-    InputError
-        Nothing there, or several runs; lists the candidates.
-    """
-    path = os.path.normpath(path)
-    base = os.path.dirname(path) if os.path.basename(path) == "save" else path
-    for save in (path, os.path.join(path, "save")):
-        if os.path.isdir(os.path.join(save, "task0")):
-            return os.path.abspath(save)
-    names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
-    runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
-    if len(runs) == 1:
-        return os.path.abspath(os.path.join(base, runs[0], "save"))
-    if runs:
-        raise InputError(f"{base} holds several runs, name one in ssl_checkpoints_dir: {', '.join(runs)}.")
-    raise InputError(f"No checkpoint in {path}: is ssl_checkpoints_dir the encoder's save folder?")
 
 
 def find_checkpoints(path: str) -> list[str]:
@@ -86,27 +60,23 @@ def find_checkpoints(path: str) -> list[str]:
     return folders
 
 
-def settings_of(task_folder: str) -> dict[str, str]:
-    """Read the settings of the run that a task's folder belongs to; empty if its run folder keeps none."""
-    path = _beside(task_folder, "settings.json")
-    settings = read_settings(path) if os.path.isfile(path) else {}
-    if not all(isinstance(value, str) for value in settings.values()):
-        raise InputError(f"{path} is damaged (its settings are no text): take another copy of that run.")
-    return settings
-
-
 def origin_of(task_folder: str) -> str:
     """Identify the run of an encoder by its settings and data, wherever its folder is.
 
-    A run folder without settings.json is identified by its real path.
+    Settings and data are those of its first start, so that tasks which were added since change nothing. A run folder
+    without settings.json is identified by its real path.
     """
     settings, versions = settings_of(task_folder), {}
     if not settings:
-        return os.path.realpath(_beside(task_folder, ""))
+        return os.path.realpath(beside(task_folder, ""))
     made_by = {key: value for key, value in settings.items() if not is_harmless(key) and key != "experiment_name"}
     with contextlib.suppress(OSError, ValueError, RecursionError):  # missing, or damaged: `save_results` warns of it
-        versions = read_json(_beside(task_folder, "versions.json"))
-    made_by["data_folder"] = versions.get("data") or settings.get("data_folder")
+        versions = read_json(beside(task_folder, "versions.json"))
+    first = [*versions.get("earlier_starts", []), versions][0]
+    if any("added_tasks" in start for start in (*versions.get("earlier_starts", []), versions)):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # tasks by a function can't be added to
+            made_by["task_classes"] = json.dumps(json.loads(settings["task_classes"])[: len(first["tasks"])])
+    made_by["data_folder"] = first.get("data") or settings.get("data_folder")
     return f"run {hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=8).hexdigest()}"
 
 
@@ -158,12 +128,35 @@ def _with_settings(trained, text, overrides, path):
             overrides += f"\n{key}: {json.dumps(value)}"
         elif not same_setting(given[key], value):
             raise _contradiction(key, given[key], path, f"was trained with {key}={value}")
-    overrides = _with_folds(trained, text, overrides, path)
+    overrides = _with_folds(trained, text, _with_tasks(trained, text, overrides, path), path)
     replaced = _with_parts(parts, text, overrides, path)
     unknown = [key for key in ENCODER_KEYS if key in given and key not in trained]
     if replaced != text and unknown:
         raise _contradiction(unknown[0], given[unknown[0]], path, f"was trained without the key {unknown[0]}")
     return replaced, overrides
+
+
+def _with_tasks(trained, text, overrides, path):
+    """Replace the word `encoder` as `task_classes` by the tasks of the encoder's run."""
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    if given.get("task_classes", keys.get("task_classes")) != "encoder":
+        return overrides
+    tasks = trained.get("task_classes", "")
+    if not tasks.startswith("["):
+        raise InputError(f"task_classes=encoder: the run of {path} does not list its tasks, so name them here.")
+    if trained.get("dataset") != as_text(text, overrides).get("dataset"):
+        raise InputError(f"task_classes=encoder: the encoder in {path} was trained on another data set.")
+    others = re.sub("^task_classes: .*$", "", overrides, flags=re.MULTILINE)
+    return f"{others}\ntask_classes: {tasks}"
+
+
+def numbered_by(task_folder: str, settings: dict[str, str]) -> str | None:
+    """Return the save folder of an encoder's run if it has the data set of `settings`, else None.
+
+    See `utils.run.experiment.Run.read_data`: the classes of one data set have one number in both runs.
+    """
+    same = settings_of(task_folder).get("dataset") == settings.get("dataset")
+    return os.path.dirname(task_folder) if same else None
 
 
 def _with_folds(trained, text, overrides, path):
@@ -190,9 +183,9 @@ def _with_parts(parts, text, overrides, path):
     """Replace the YAML's definitions of an encoder's parts by those of its run, where they differ."""
     ours, given = as_text(text, overrides), plain_keys(overrides, "the command line")
     replaced = {}
-    for key, definition in parts.items():
-        part, dumped = _definition(key, definition, f"settings.json of {path}")
-        if dumped == _definition(key, ours[key], "the YAML")[1]:
+    for key, built in parts.items():
+        part, dumped = definition(key, built, f"settings.json of {path}")
+        if dumped == definition(key, ours[key], "the YAML")[1]:
             continue
         if key in given:
             raise _contradiction(key, given[key], path, f"was trained with another {key}")
@@ -210,18 +203,6 @@ def _with_parts(parts, text, overrides, path):
     document.update(replaced)
     yaml.dump(document, out)
     return out.getvalue()
-
-
-def _definition(key, text, source):
-    """Parse what builds a part of an encoder: the node, and its text.
-
-    The file that a training started from is left out: what is judged are the weights that the training saved.
-    """
-    part, out = plain_keys(f"{key}: {text}", source)[key], io.StringIO()
-    if isinstance(part, dict):
-        part.pop("weights", None)
-    ruamel.yaml.YAML().dump({key: part}, out)
-    return part, out.getvalue()
 
 
 def open_saved(argv, needs=()):
@@ -270,11 +251,6 @@ def _is_trusted(tag):
 
 def _contradiction(key, value, path, why):
     return InputError(f"--{key}={value}: the encoder in {path} {why}, so leave --{key} out.")
-
-
-def _beside(task_folder, name):
-    """Return the path of a file in the run folder that a task's folder belongs to."""
-    return os.path.join(os.path.dirname(os.path.dirname(task_folder)), name)
 
 
 def load_encoder(task_folder: str, modules: dict):

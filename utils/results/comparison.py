@@ -126,6 +126,8 @@ def seeds_of(cells: dict[Column, Cell]) -> list[int]:
 def differences(runs: Iterable[Judged]) -> list[str]:
     """Say what else than the method differs between evaluations, a line per condition of `Judged`.
 
+    An encoder that began with another run's has that condition alone, so that is always said.
+
     A line has each value, how many runs have it, and the first of them. The command is no condition: it consists of the
     settings and of where files go.
     """
@@ -136,7 +138,7 @@ def differences(runs: Iterable[Judged]) -> list[str]:
     return [
         f"{key}: " + "; ".join(f"{value} in {_count(names)}" for value, names in by_value.items())
         for key, by_value in found.items()
-        if len(by_value) > 1
+        if len(by_value) > 1 or key == "train_start_from"
     ]
 
 

@@ -17,8 +17,11 @@ COSTS = ("train_seconds", "peak_memory_bytes")  # of the encoder's training
 # protocol's classifier was trained. Of metrics.json: how the encoder was trained, and what the protocol was.
 PRECISIONS = ("precision", "eval_precision")
 PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep")
-TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data")
+TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data",
+            "train_start_from")  # fmt: skip
 PROTOCOL = ("protocol_title", "classes_grow")
+# Of versions.json, what is no condition.
+NO_CONDITION = ("command", "started", "earlier_starts", "classes", "tasks", "added_tasks", "start_from")
 # Settings that are no condition: they name a row or a column of the table, or say where files are.
 NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "encoders",
          "data_folder", *FOLD_KEYS)  # fmt: skip
@@ -114,7 +117,7 @@ def _conditions(record, versions, settings, folds):
     The digest of the data depends on the folds.
     """
     place = f"{record['dataset']} {record['protocol']}"
-    found = {key: value for key, value in versions.items() if key not in ("command", "started", "earlier_starts")}
+    found = {key: value for key, value in versions.items() if key not in NO_CONDITION}
     found |= {key: settings.get(key) for key in PRECISIONS} | {key: record.get(key) for key in TRAINING}
     split = f", folds {folds}" if folds else ""
     for key in ("data", "train_data"):

@@ -101,8 +101,16 @@ def _training(encoders, trained):
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
         "train_device": costs.get("device"),
         "train_precision": trained.get("precision"),
+        "train_start_from": _start(versions.get("start_from")),
         **{f"train_{key}": versions.get(key) for key in ("commit", "torch", "threads", "data")},
     }
+
+
+def _start(record):
+    """Say in words after which task of which run an encoder's run began; None if it began with a new encoder."""
+    if not record:
+        return None
+    return f"task {record['task']} of {os.path.basename(record['run'])}, weights {record['weights']}"
 
 
 def _save_confusion(folder, confusions, classes):

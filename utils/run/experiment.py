@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 
 from hyperpyyaml import resolve_references
 from speechbrain.core import _logging_excepthook
@@ -17,14 +18,16 @@ from utils.run.config import effective_option, load_config
 from utils.run.folder import check_run_folder, open_run_folder, run_settings
 from utils.run.keys import keys_for
 from utils.run.processes import join_processes, main_first, main_only
-from utils.run.record import check_data, save_record
+from utils.run.record import check_data, class_numbers, save_record
 from utils.run.yaml_text import read_text
 
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 
 
-def read_data(hparams: dict) -> Data:
+def read_data(hparams: dict, save_folders: Sequence[str] = ()) -> Data:
     """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
+
+    Classes keep the numbers that they have in the runs of `save_folders`.
 
     Raises
     ------
@@ -34,7 +37,7 @@ def read_data(hparams: dict) -> Data:
     given = {key: hparams[key] for key in DATA_KEYS if key in hparams}
     load = hparams["dataset"]
     given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
-    return prepare(**given)
+    return prepare(**given, numbers=[numbers for folder in save_folders for numbers in class_numbers(folder)])
 
 
 class Run:
@@ -49,7 +52,7 @@ class Run:
         The script's docstring, shown by ``--help``.
     brain_class : type
         Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
-        It may have `choices`, see `utils.run.arguments.parse_arguments`.
+        It may have `choices`, see `utils.run.arguments.parse_arguments`, and `find_start(hparams, settings)`.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     adapt : callable, optional
@@ -65,6 +68,8 @@ class Run:
     folder, save_folder : str
     data : datasets.prepare.Data
         Once it is read.
+    start : utils.training.start.Start or None
+        The task of another run that this one begins after.
 
     Raises
     ------
@@ -84,21 +89,32 @@ class Run:
         self.folder, self.save_folder = self.hparams["output_folder"], self.hparams["save_folder"]
         self.settings = run_settings(self.text, self.overrides, self.options, self.hparams)
         self.data = self.changes = None
+        self.start = getattr(brain_class, "find_start", lambda *_: None)(self.hparams, self.settings)
+        if "start_from" in self.settings:
+            self.settings["start_from"] = self.start.text if self.start else "null"
         check_run_folder(self.folder, self.settings, self.hparams["overwrite"])
 
     def option(self, name):
         """Return a run option as SpeechBrain's Brain takes it: command line, else YAML, else its default."""
         return effective_option(name, self.hparams, self.options)
 
-    def read_data(self):
+    def read_data(self, origin=None):
         """Read the metadata to a table of clips with tasks, and open or build the store with their samples.
+
+        Parameters
+        ----------
+        origin : str, optional
+            The save folder of the run whose encoders are taken: classes have the numbers that they have there, unless
+            an earlier start of this run knows them.
 
         Raises
         ------
         InputError
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
-        self.data = main_first(read_data)(self.hparams)
+        own = [] if self.hparams["overwrite"] else [self.save_folder]
+        others = filter(None, [origin, self.start and self.start.save])
+        self.data = main_first(read_data)(self.hparams, [*own, *others])
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)
@@ -107,7 +123,8 @@ class Run:
         """Make the run's folder, or find it as an earlier start left it: with settings, YAML, log and record."""
         open_run_folder(self.folder, self.settings, self.hparams["overwrite"])
         main_only(self._fill_folder)()
-        save_record(self.folder, self.save_folder, self.options, self.data, self.changes, self.argv)
+        start = self.start and self.start.record
+        save_record(self.folder, self.save_folder, self.options, self.data, self.changes, self.argv, start)
 
     def _fill_folder(self):
         """Do what SpeechBrain's `create_experiment_directory` does, which writes no file whole or not at all, and would

@@ -11,6 +11,7 @@ from pathlib import Path
 import ruamel.yaml
 from hyperpyyaml import resolve_references
 
+from datasets.tasks import lost_tasks
 from utils.io.errors import InputError
 from utils.io.files import REMEDIES, write_atomically
 from utils.io.locks import Busy, FolderLock
@@ -167,6 +168,27 @@ def same_setting(one, other):
         return False
 
 
+def same_yaml(one, other):
+    """Tell whether two settings are the same YAML, in whatever style it is written."""
+
+    def in_blocks(text):
+        yaml, out = ruamel.yaml.YAML(), io.StringIO()
+        node = yaml.load(f"key: {text}")
+        nodes = [node]
+        while nodes:
+            part = nodes.pop()
+            if isinstance(part, dict | list):
+                part.fa.set_block_style()
+                nodes += part.values() if isinstance(part, dict) else part
+        yaml.dump(node, out)
+        return out.getvalue()
+
+    try:
+        return isinstance(one, str) and isinstance(other, str) and in_blocks(one) == in_blocks(other)
+    except (ruamel.yaml.YAMLError, ValueError, AttributeError):
+        return False
+
+
 def _differs(key, saved, settings):
     """Tell whether a setting differs from that of the run in the folder."""
     moved = saved.get("encoders", "") == settings.get("encoders")  # the same encoders; their folder may have moved
@@ -174,18 +196,32 @@ def _differs(key, saved, settings):
         return False
     if is_harmless(key) or key not in saved and key in KEYS and KEYS[key].before is ANY:
         return False
+    if key == "task_classes" and _lost_tasks(saved, settings) is not None:
+        return bool(_lost_tasks(saved, settings))
     there, here = saved.get(key, KEYS[key].before if key in KEYS else None), settings.get(key)
     if key in KEYS:
         there, here = (KEYS[key].once.get(value, value) for value in (there, here))
     if key == "ssl_checkpoints_dir":  # a run folder and its save folder name the same encoders
         there, here = (str(path).removesuffix("/save") for path in (there, here))
-    return not same_setting(there, here)
+    return not same_setting(there, here) and not same_yaml(there, here)
+
+
+def _lost_tasks(saved, settings):
+    """Say how the tasks differ from the saved ones with more at the end; None where a function makes either's."""
+    try:
+        before, now = (json.loads(all_settings["task_classes"]) for all_settings in (saved, settings))
+        return lost_tasks(before, now)
+    except (KeyError, TypeError, ValueError):  # no such key, or no lists
+        return None
 
 
 def _refuse_other_run(folder, saved, settings):
     differing = [key for key in sorted({*saved, *settings}) if _differs(key, saved, settings)]
     if differing:
-        what = "; ".join(f"{k}: {saved.get(k, 'unset')} there, {settings.get(k, 'unset')} now" for k in differing)
+        said = {key: f"{saved.get(key, 'unset')} there, {settings.get(key, 'unset')} now" for key in differing}
+        if "task_classes" in said:
+            said["task_classes"] = _lost_tasks(saved, settings) or said["task_classes"]
+        what = "; ".join(f"{key}: {text}" for key, text in said.items())
         raise InputError(
             f"{folder} is a run of other settings ({' '.join(what.split())}). "
             "Set experiment_name, or start it afresh with --overwrite=True."

@@ -51,6 +51,7 @@ KEYS = {
     "data_folder": Key("path", harmless=True),  # its content counts, see utils.run.record
     "ssl_checkpoints_dir": Key("path"),
     "pretrained_weights": Key("optional path"),
+    "start_from": Key("optional path", before="null"),  # in settings.json: task and weights, see utils.training.start
     # How a run goes
     "overwrite": Key("flag", harmless=True),
     "num_workers": Key(least=0, harmless=True),

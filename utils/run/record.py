@@ -10,11 +10,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pandas as pd
 import torch
 from speechbrain.utils.distributed import infer_device
 
 from datasets.changes import Changes, clip_table, compare, read_clips, write_clips
 from datasets.prepare import Data
+from datasets.tasks import lost_tasks
 from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
 from utils.run.exits import early_messages
@@ -27,9 +29,53 @@ CLIPS = "clips.csv.gz"  # in the save folder: the clips that the run was last st
 PACKAGES = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
 
 
+def class_numbers(save_folder) -> list[dict[str, int]]:
+    """Read the labels of a run's classes, name -> label: of all, and of those that it has clips of.
+
+    Two, as a class that is gone without ever having had a task changes nothing.
+
+    Raises
+    ------
+    InputError
+        The list is damaged.
+    """
+    table = list_of_clips(save_folder)
+    used = {} if table is None else dict(zip(table["class_name"], map(int, table["label"]), strict=True))
+    every = _last_start(os.path.dirname(save_folder)).get("classes", [])
+    return [{name: label for label, name in enumerate(every)}, used]
+
+
+def list_of_clips(save_folder) -> pd.DataFrame | None:
+    """Read a run's list of clips, see `datasets.changes.clip_table`; None if there is none.
+
+    Raises
+    ------
+    InputError
+        The list is damaged.
+    """
+    path = os.path.join(save_folder, CLIPS)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return read_clips(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it, and the data are taken as they are.") from error
+
+
+def _last_known_task(before, data):
+    """Return the last task of whose classes a list of clips has some; the last of all without a list."""
+    if before is None:
+        return data.n_tasks - 1
+    known = data.rows["class_name"].isin(set(before["class_name"]))
+    return int(data.rows.loc[known, "task"].max()) if known.any() else data.n_tasks - 1
+
+
 @main_only
 def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
-    """Compare the data with those of the run's last start.
+    """Compare tasks and data with those of the run's last start.
+
+    More tasks at the end are no change, and neither are the clips of their classes. A task is new if it comes after all
+    tasks that have a clip in the list of the last start.
 
     Parameters
     ----------
@@ -47,14 +93,14 @@ def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
     Raises
     ------
     InputError
-        The data changed, and `accept` is false.
+        The data changed, and `accept` is false; or a class has another task.
     """
-    path = os.path.join(save_folder, CLIPS)
-    if os.path.isfile(path):
-        try:
-            changes = compare(read_clips(path), clip_table(data))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it, and the data are taken as they are.") from error
+    if lost := lost_tasks(_last_start(folder).get("tasks", []), data.classes_of_tasks()):
+        raise InputError(f"{folder} is a run of other tasks ({lost}). Set experiment_name to start afresh.")
+    before = list_of_clips(save_folder)
+    if before is not None:
+        earlier = data.rows["task"] <= _last_known_task(before, data)
+        changes = compare(before, clip_table(data)[earlier.to_numpy()])
         what = str(changes)
     else:  # a run from before this file, or none
         before, now = _last_start(folder).get("data", ""), data.fingerprint()
@@ -72,7 +118,7 @@ def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
 
 
 @main_only
-def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | None = None, argv=None):
+def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | None = None, argv=None, start_from=None):
     """Add this start to versions.json: command, versions, commit, hardware, data. No environment.
 
     What was logged before there was a run folder goes to its log.txt.
@@ -86,6 +132,8 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
         What changed in the data since the last start.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
+    start_from : dict, optional
+        The task of another run that this one began after; by default as the last start has recorded it.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     commit = ""
@@ -101,15 +149,24 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
         "device": device_name(run_opts.device or infer_device()),
         "threads": torch.get_num_threads(),
         "data": data.fingerprint(),
+        "classes": data.classes,
+        "tasks": data.classes_of_tasks(),
         **({"data_changes": dataclasses.asdict(changes)} if changes else {}),
         **{name: version(name) for name in PACKAGES},
     }
-    last = _last_start(folder)
+    last = _last_start(folder, warn=True)
     earlier = last.pop("earlier_starts", [])
-    write_json(os.path.join(folder, "versions.json"), {**start, "earlier_starts": [*earlier, last] if last else []}, 1)
+    start |= {"start_from": start_from} if start_from else {k: v for k, v in last.items() if k == "start_from"}
     clips = os.path.join(save_folder, CLIPS)
-    if changes or not os.path.isfile(clips):
+    before = last.get("tasks")
+    if before is None:  # no earlier start, or one of an older version
+        before = start["tasks"][: 1 + _last_known_task(list_of_clips(save_folder), data)]
+    if added := start["tasks"][len(before) :]:
+        logger.info("Tasks added since the last start: %s.", "; ".join(map(", ".join, added)))
+        start["added_tasks"] = added
+    if changes or added or not os.path.isfile(clips):  # first, so that a crash here leaves the tasks to be recorded
         write_clips(clips, clip_table(data))
+    write_json(os.path.join(folder, "versions.json"), {**start, "earlier_starts": [*earlier, last] if last else []}, 1)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # log.txt
             for early in early_messages.buffer:
@@ -117,13 +174,14 @@ def save_record(folder, save_folder, run_opts, data: Data, changes: Changes | No
     early_messages.buffer.clear()
 
 
-def _last_start(folder):
-    """The record of the last start; empty if there is none or, with a warning, if it is damaged."""
+def _last_start(folder, warn=False):
+    """The record of the last start; empty if there is none or, with a warning if asked for, if it is damaged."""
     path = os.path.join(folder, "versions.json")
     if not os.path.isfile(path):
         return {}
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        logger.warning("%s is damaged (%s): what it recorded of earlier starts is lost.", path, error)
+        if warn:
+            logger.warning("%s is damaged (%s): what it recorded of earlier starts is lost.", path, error)
         return {}

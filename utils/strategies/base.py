@@ -37,6 +37,17 @@ class Strategy:
     def check(self, hparams):
         """Raise InputError where the YAML's settings leave the strategy nothing to work with."""
 
+    def check_taken(self, folders, afresh):
+        """Raise InputError where a run takes tasks over from another run, and the strategy can't go on from those.
+
+        Parameters
+        ----------
+        folders : list of str
+            Of these tasks.
+        afresh : list of str
+            Modules, without those of strategies, that don't take over their weights.
+        """
+
     def before_task(self, brain):
         """Called at each start of a task, also of an interrupted one, before its checkpoint is loaded."""
 
@@ -103,6 +114,10 @@ class Several(Strategy):
     def check(self, hparams):
         for strategy in self.strategies:
             strategy.check(hparams)
+
+    def check_taken(self, folders, afresh):
+        for strategy in self.strategies:
+            strategy.check_taken(folders, afresh)
 
     def before_task(self, brain):
         for strategy in self.strategies:

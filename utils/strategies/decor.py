@@ -60,7 +60,7 @@ class DeCoR(Strategy):
 
     def before_task(self, brain):
         task, self.codes = brain.task, None
-        if task.index == 0:
+        if not task.previous_folder:
             return
         brain.modules["decor_head"].load_state_dict(fresh(self.build, self.seed, task.index).state_dict())
         teacher = previous_modules(brain, ("compute_features", "mean_var_norm", "embedding_model"))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import speechbrain as sb
 import torch
+import torch.nn.functional as F
 from speechbrain.dataio.batch import PaddedBatch
 
 from datasets.batches import WholeClips
@@ -34,6 +35,8 @@ OUTPUTS = ("z1", "logits")
 def output_loss(outputs, targets, known):
     """Return the mean square of outputs - targets over M clips; a clip without a target counts as 0.
 
+    So does an output without a target: where that is NaN, or beyond its columns, of classes that came later.
+
     Parameters
     ----------
     outputs, targets : torch.Tensor
@@ -41,7 +44,10 @@ def output_loss(outputs, targets, known):
     known : torch.Tensor
         bool [M], which clips have a target.
     """
-    return ((outputs.float() - targets).square().mean(1) * known).mean()
+    outputs = outputs.float()
+    targets = F.pad(targets, (0, outputs.shape[1] - targets.shape[1]), value=torch.nan)
+    targets = torch.where(targets.isnan(), outputs.detach(), targets)
+    return ((outputs - targets).square().mean(1) * known).mean()
 
 
 class DER(Strategy):
@@ -70,6 +76,13 @@ class DER(Strategy):
         if hparams.get("use_mixup"):
             raise InputError("strategy der compares a clip with itself, but mixup blends clips: set use_mixup=False.")
 
+    def check_taken(self, folders, afresh):
+        lacking = [folder for folder in folders if not Path(folder, FILE).is_file()]
+        if lacking or afresh:
+            why = f"{lacking[0]} has no {FILE}" if lacking else f"here the {afresh[0]} begins afresh"
+            raise InputError(f"strategy der compares with the outputs that its own runs keep of each task, and {why}: "
+                             "start from a run of der, or choose another strategy.")  # fmt: skip
+
     def before_task(self, brain):
         folder, index = Path(brain.task.folder).parent, brain.task.index
         earlier = [read_outputs(folder / f"task{t}" / FILE) for t in range(index)]
@@ -79,6 +92,10 @@ class DER(Strategy):
         place = {path: i for i, path in enumerate(paths)}
         self.places = {clip: place[path] for clip, path in enumerate(map(str, brain.task.store.paths)) if path in place}
         arrays = {name: [outputs[name] for outputs in earlier] for name in OUTPUTS if len(earlier[0][name])}
+        for name, parts in arrays.items():  # a task from before the data set got more classes has fewer logits
+            most = max(part.shape[1] for part in parts)
+            more = [((0, 0), (0, most - part.shape[1])) for part in parts]
+            arrays[name] = [np.pad(p, m, constant_values=np.nan) for p, m in zip(parts, more, strict=True)]
         self.targets = {n: torch.from_numpy(np.concatenate(parts)).to(brain.device) for n, parts in arrays.items()}
 
     def losses(self, brain, losses, weights, out, batch):

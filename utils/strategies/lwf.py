@@ -26,6 +26,7 @@ class LwF(Distillation):
     """
 
     adds = ("lwf",)
+    can_begin = False  # it teaches the classes seen before
 
     def __init__(self, lwf_temperature=2.0, strategy_weight=1.0):
         super().__init__(strategy_weight)

@@ -60,7 +60,7 @@ class Merge(Strategy):
 
     def before_task(self, brain):
         self.state.steps.zero_()
-        if brain.task.index > 0:
+        if brain.task.previous_folder:
             trained = trained_weights(brain)
             frozen = previous_modules(brain, dict.fromkeys(name.partition(".")[0] for name in trained))
             before = dict(frozen.named_parameters())
@@ -68,11 +68,11 @@ class Merge(Strategy):
 
     def after_step(self, brain):
         self.state.steps += 1
-        if brain.task.index > 0 and self.every and int(self.state.steps) == self.every:
+        if brain.task.previous_folder and self.every and int(self.state.steps) == self.every:
             self._merge()
 
     def after_task(self, brain):
-        if brain.task.index == 0:
+        if not brain.task.previous_folder:
             return
         if not self.every or int(self.state.steps) > 0:  # else the last step has just been followed by a merge
             self._merge()

@@ -29,8 +29,9 @@ def views_of(out):
 class Distillation(Strategy):
     """A teacher's loss from task 1 on. Subclasses say which modules teach, and return the loss.
 
-    The teacher is the previous task's: see `previous_modules`. It is in no optimizer and in no checkpoint, and task 0
-    has none. It sees the same augmented views as the encoder in training.
+    The teacher is the previous task's: see `previous_modules`. It is in no optimizer and in no checkpoint. Task 0 has
+    none, unless the run starts from another run of other clips. It sees the same augmented views as the encoder in
+    training.
 
     Parameters
     ----------
@@ -42,6 +43,11 @@ class Distillation(Strategy):
         super().__init__()
         self.weight, self.teacher = strategy_weight, None
 
+    @property
+    def can_begin(self):
+        """Whether there can be a teacher at task 0, where there is neither a memory batch nor a class seen before."""
+        return not self.uses_memory
+
     def taught_by(self, brain):
         """Name the modules of the teacher."""
         return ("embedding_model",)
@@ -52,7 +58,7 @@ class Distillation(Strategy):
 
     def before_task(self, brain):
         self.teacher = None  # the last task's is freed before there is another
-        if brain.task.index > 0:
+        if brain.task.index > 0 or brain.task.previous_folder and self.can_begin:
             self.teacher = previous_modules(brain, self.taught_by(brain))
 
     def losses(self, brain, losses, weights, out, batch):

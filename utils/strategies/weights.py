@@ -89,10 +89,27 @@ class PerWeight(nn.Module):
         return [self._tensor(f"{kind}/{name.replace('.', '/')}", weight) for name, weight in weights.items()]
 
     def _tensor(self, name, like):
-        if name not in self._parameters:
-            zeros = torch.zeros_like(like, device=self.tasks.device, requires_grad=False)
-            self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+        kept = self._parameters.get(name)
+        if kept is None or kept.shape != like.shape:
+            new = like.detach().to(self.tasks.device, copy=True)
+            new = new if name.startswith("anchor/") else new.zero_()
+            if kept is not None and kept.dim() and kept.shape[1:] == like.shape[1:]:  # a classifier has got classes
+                new[: len(kept)] = kept[: len(new)]
+            self.register_parameter(name, nn.Parameter(new, requires_grad=False))
         return self._parameters[name]
+
+    def forget(self, modules):
+        """Drop the tensors of the weights of some modules, given by their names."""
+        for name in [name for name in self._parameters if name.split("/")[1] in modules]:
+            del self._parameters[name]
+
+    def keep(self, weights):
+        """Drop the tensors of other weights, and put all in one order in all processes."""
+        wanted = {name.replace(".", "/") for name in weights}
+        for name in sorted(self._parameters):
+            tensor = self._parameters.pop(name)
+            if name.partition("/")[2] in wanted:
+                self._parameters[name] = tensor
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for key, tensor in state_dict.items():
@@ -130,18 +147,19 @@ class Consolidation:
         self.state = state
 
     def begin(self, brain):
-        """Find the weights and their state; at task 0, they are anchored where they begin."""
+        """Find the weights and their state; before the first task, they are anchored where they begin."""
         self.trained = trained_weights(brain)
         self.weights = list(self.trained.values())
         self.importances = self.state.of("importance", self.trained)
         self.anchors = self.state.of("anchor", self.trained)
-        if brain.task.index == 0:
+        if int(self.state.tasks) == 0:
             self.anchor()
-        self.active = brain.task.index > 0
 
     def share(self):
         """Give all processes rank 0's state, which alone has read the previous task's."""
+        self.state.keep(self.trained)
         share_weights(self.state)
+        self.active = int(self.state.tasks) > 0  # False in a run that starts from one without this strategy, too
 
     @torch.no_grad()
     def anchor(self):

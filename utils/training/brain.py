@@ -28,6 +28,7 @@ from utils.strategies import STRATEGIES, make_strategy
 from utils.training.collapse import collapse_warning
 from utils.training.context import TaskContext
 from utils.training.saving import SavedTraining
+from utils.training.start import find_start
 from utils.training.steps import AccuracyCount
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class TaskBrain(AccuracyCount, SavedTraining):
     ssl_method: str | None = None
     validates: bool = False
     choices: dict[str, dict[str, type]] = {"strategy": STRATEGIES}
+    find_start = staticmethod(find_start)
 
     @classmethod
     def check(cls, hparams: dict):

@@ -48,6 +48,10 @@ DIVERGED = (
 )
 
 
+class Misfit(InputError):
+    """Weights are of another architecture than the module."""
+
+
 class AtomicCheckpointer(Checkpointer):
     """SpeechBrain's Checkpointer, safe against a crash at any moment, a full disk, flipped bits and a jumping clock.
 
@@ -331,4 +335,4 @@ def load_weights(folder, modules, hint=""):
         except (RuntimeError, TypeError, AttributeError) as error:
             first = str(error).splitlines()
             why = first[1].strip() if len(first) > 1 else first[0]
-            raise InputError(f"{path} does not fit the {name} of this configuration ({why}). {hint}".strip()) from error
+            raise Misfit(f"{path} does not fit the {name} of this configuration ({why}). {hint}".strip()) from error

@@ -36,7 +36,8 @@ class TaskContext:
     index
         The task's number, from 0.
     folder, previous_folder
-        The checkpoint folders of this task and of the one before; `previous_folder` is "" for task 0.
+        The checkpoint folders of this task and of the one before. For task 0 `previous_folder` is "", or what the run
+        starts from.
     rows
         The clips of an epoch, one row each: `clip` (number in the store), `label`, ...
     store

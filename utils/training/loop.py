@@ -33,6 +33,7 @@ from utils.training.context import TaskContext, handed_on
 from utils.training.plan import plan_tasks
 from utils.training.progress import RunProgress
 from utils.training.schedulers import WarmupCosineScheduler
+from utils.training.start import load_start, plan_start, take_over
 from utils.training.workers import WatchedLoader, workers_ended
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Stream:
             sizes, norm_type = 3 * [hparams["emb_dim"]], hparams.get("proj_norm_type", "bn")
             self.modules["sup_projector"] = MLP(*sizes, norm_type=norm_type)
         self.modules |= {**method_modules, **self.strategy.modules}
+        if run.start is not None:
+            plan_start(run.start, run, handed_on(self.modules), self.strategy)
 
     def train(self, after_task=None):
         """Train an encoder on one task after the other.
@@ -94,14 +97,17 @@ class Stream:
         keep_freed_memory()
         folders = [os.path.join(self.run.save_folder, f"task{t}") for t in range(len(self.plan))]
         self._write_rows(folders)
-        names = self.run.data.task_names()
+        names, start = self.run.data.task_names(), self.run.start
+        begun_with = "" if start is None else os.path.join(self.run.save_folder, start.folder)
         with RunProgress(self.run.hparams, self.run.options, self.plan) as progress:
             for t, folder in enumerate(folders):
                 if ddp_broadcast(is_finished(folder)):
                     progress.skip(t)
                 else:
-                    previous = folders[t - 1] if t > 0 else ""
-                    if previous:  # rank 0 alone: others may not see the files yet, and DDP sends them the weights
+                    previous = folders[t - 1] if t > 0 else begun_with
+                    if begun_with and t == start.first:
+                        main_only(load_start)(start, previous, handed_on(self.modules), self.method)
+                    elif previous:  # rank 0 alone: others may not see the files yet, and DDP sends them the weights
                         main_only(load_weights)(previous, handed_on(self.modules))
                     begun = monotonic()
                     self._train_one_task(t, folder, previous, progress)
@@ -114,8 +120,11 @@ class Stream:
     @main_only
     def _write_rows(self, folders):
         """Set damaged checkpoints aside, then write each task's clips, except those of finished tasks."""
-        for folder in folders:
+        start = self.run.start
+        for folder in [*folders, *([os.path.join(self.run.save_folder, start.folder)] if start else [])]:
             set_aside_damaged(folder)
+        if start is not None:
+            take_over(start, self.run.save_folder)
         finished = [t for t, folder in enumerate(folders) if is_finished(folder)]
         save_rows(self.run.save_folder, self.run.data, finished)
 
@@ -228,6 +237,7 @@ def labels_before(data, t):
 @main_only
 def _draw_training(run, strategys_losses):
     figure, log = (os.path.join(run.folder, name) for name in ("training.png", "train_log.csv"))
-    if os.path.isfile(log) and not os.path.isfile(figure):
+    drawn = os.path.isfile(figure) and os.path.getmtime(figure) >= os.path.getmtime(log)  # else of fewer tasks
+    if os.path.isfile(log) and not drawn:
         plot_training(log, figure, losses=strategys_losses)
     logger.info("Weights after each task: %s. Losses: %s.", run.save_folder, figure)
