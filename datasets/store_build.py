@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.audio import BadAudio, decode, map_files, open_audio, quantise, resampled_length
+from datasets.audio import BadAudio, decode, map_files, n_samples, quantise
 from datasets.bad_audio import refuse_bad
 from datasets.store_files import FORMAT_VERSION, INDEX_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
 from utils.io.errors import InputError
@@ -177,8 +177,8 @@ def _needed_bytes(plan):
     """Estimate the size of the samples from the headers of at most CLIPS_MEASURED clips."""
     lengths = []
     for file in plan.files[:: -(-len(plan.paths) // CLIPS_MEASURED)]:
-        with contextlib.suppress(BadAudio), open_audio(file) as audio:
-            lengths.append(resampled_length(audio.frames, audio.samplerate, plan.sample_rate))
+        with contextlib.suppress(BadAudio):
+            lengths.append(n_samples(file, plan.sample_rate))
     if not lengths:
         return 0
     mean = np.minimum(lengths, 10 * np.median(lengths)).mean()  # a damaged header may promise any length

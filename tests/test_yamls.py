@@ -9,11 +9,12 @@ from helpers.lab import REPO
 from utils.run.keys import ENCODER_KEYS, FOLD_KEYS
 
 TRAINERS = ("supclr", "simclr", "simsiam", "sup")
-DATASETS = ("us8k", "tau19", "vgg", "esc50", "demo", "")  # the last: YAMLs at the root
+DATASETS = ("us8k", "tau19", "vgg", "esc50", "demo", "folder", "")  # the last: YAMLs at the root
 MAY_DIFFER = {"output_base", "data_folder", "dataset", "task_classes", "encoder", "emb_dim", "number_of_epochs"}
 MAY_DIFFER |= {"warmup_epochs"}
 OWN = {"esc50": {"esc10_only", *FOLD_KEYS}, "us8k": {*FOLD_KEYS}, "": {*FOLD_KEYS}, "tau19": {"valid_from"},
-       "vgg": {"n_tasks"}}  # fmt: skip
+       "vgg": {"n_tasks"},
+       "folder": {"n_tasks", "segment_seconds", "valid_share", "test_share", "split_seed"}}  # fmt: skip
 
 
 def plain_yaml(dataset, name):

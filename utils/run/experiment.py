@@ -23,8 +23,10 @@ from utils.run.yaml_text import read_text
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 
 
-def read_data(hparams: dict) -> Data:
+def read_data(hparams: dict, needs_labels: bool = False) -> Data:
     """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
+
+    With `needs_labels`, clips without a class are left out.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def read_data(hparams: dict) -> Data:
     given = {key: hparams[key] for key in DATA_KEYS if key in hparams}
     load = hparams["dataset"]
     given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
-    return prepare(**given)
+    return prepare(**given, needs_labels=needs_labels)
 
 
 class Run:
@@ -48,8 +50,9 @@ class Run:
     doc : str
         The script's docstring, shown by ``--help``.
     brain_class : type
-        Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
-        It may have `choices`, see `utils.run.arguments.parse_arguments`.
+        Has `needs`, the keys that the YAML must have, `check(hparams)`, which raises for settings that can't work, and
+        `uses_labels(hparams)`, whether clips need a class. It may have `choices`, see
+        `utils.run.arguments.parse_arguments`.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     adapt : callable, optional
@@ -73,7 +76,8 @@ class Run:
     """
 
     def __init__(self, doc, brain_class, argv=None, adapt=None):
-        self.argv, self.script = argv, brain_class.compute_forward.__code__.co_filename
+        self.argv, self.brain_class = argv, brain_class
+        self.script = brain_class.compute_forward.__code__.co_filename
         self.file, self.options, self.overrides = parse_arguments(doc, argv, getattr(brain_class, "choices", {}))
         join_processes(self.options)
         self.text = read_text(self.file)
@@ -98,7 +102,7 @@ class Run:
         InputError
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
-        self.data = main_first(read_data)(self.hparams)
+        self.data = main_first(read_data)(self.hparams, self.brain_class.uses_labels(self.hparams))
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)

@@ -67,6 +67,10 @@ KEYS = {
     "training_folds": Key("mixed", before=ANY),  # which clips they are is compared, see utils.run.record
     "valid_folds": Key("mixed", before=ANY),
     "test_folds": Key("mixed", before=ANY),
+    "segment_seconds": Key(least=0.1),
+    "valid_share": Key(least=0.0),
+    "test_share": Key(least=0.0),
+    "split_seed": Key(least=0),
     "sample_rate": Key(least=1000, encoder=True),
     "train_duration": Key(least=0.05),  # a shorter crop than one analysis window has no features
     "replay_num_keep": Key("mixed"),
