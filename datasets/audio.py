@@ -16,7 +16,7 @@ import soxr
 from tqdm import tqdm
 
 from datasets import headers
-from datasets.parts import parse_part
+from datasets.parts import Readers, parse_part
 from utils.io.errors import InputError
 
 # Extensions of the files that soundfile reads, without those that lack a header.
@@ -37,10 +37,6 @@ RESOLUTION_16 = 2.0**-15  # of all others
 CANCELLED = 1e-3  # of the channels' peak: an average that is fainter is what rounding leaves of channels that cancel
 CANCELLED_LOG = {"ULAW": 2.0**-5, "ALAW": 2.0**-5}  # the same where the steps grow with the amplitude
 PROBED = 4096  # frames of a clip that tell whether its channels may cancel
-# An MP3's frame uses bytes of frames before it, 511 at most, which a seek may not have read. So decoding begins so many
-# samples earlier: the samples then differ by 1e-7 from those of the whole file, else by up to 0.2.
-MP3_BEFORE = 11_520
-DROPPED = 65_536  # frames that are read at a time where a file can't be sought in
 ROUNDING = 0.1  # seconds by which a part may end after its file, as times written by hand do
 
 
@@ -78,14 +74,18 @@ def load_mono(path: str, sample_rate: int) -> np.ndarray:
     return decode(path, sample_rate).samples
 
 
-def decode(path: str, sample_rate: int) -> Decoded:
-    """Do what `load_mono` does, and say what is wrong with a clip that can be used all the same."""
-    with open_audio(path) as audio:
+def decode(path: str, sample_rate: int, readers: Readers | None = None) -> Decoded:
+    """Do what `load_mono` does, and say what is wrong with a clip that can be used all the same.
+
+    `readers` keep a file open from one part to the next.
+    """
+    with (readers or Readers()).opened(path, open_audio) as reader:
+        audio = reader.audio
         first, last = _frames(path, audio)
         promised, rate, subtype = last - first, audio.samplerate, audio.subtype
         try:  # by their number, because "all" needs a seek, which GSM 6.10 and some ADPCM can't
-            _go_to(audio, first)
-            wav = audio.read(promised, dtype="float32", always_2d=True)  # [frames, channels]
+            reader.go_to(first)
+            wav = reader.read(promised)  # [frames, channels]
             cut = _cut_off(path, audio, first, first + len(wav))
         except MemoryError as err:
             raise BadAudio(path, f"too large for the memory: its header promises {promised} frames") from err
@@ -112,7 +112,7 @@ class Measured(NamedTuple):
     bad: str = ""  # why it can't be used; "" if it can
 
 
-def measure(path: str, sample_rate: int) -> Measured:
+def measure(path: str, sample_rate: int, readers: Readers | None = None) -> Measured:
     """Return what `decode(path, sample_rate)` would find, from the header where it can be trusted.
 
     A header is trusted if the last frame that it promises can be read; otherwise the file was cut short and is decoded.
@@ -120,15 +120,17 @@ def measure(path: str, sample_rate: int) -> Measured:
     samples don't rule out that its channels cancel. Damage in the middle of a file is found by decoding alone.
     """
     try:
-        with open_audio(path) as audio:
+        readers = readers or Readers()
+        with readers.opened(path, open_audio) as reader:
+            audio = reader.audio
             first, last = _frames(path, audio)
             rate, cut = audio.samplerate, _cut_off(path, audio, first)
-            trusted = audio.subtype not in FLOAT_SUBTYPES and last > first and _frame_reads(audio, last - 1)
-            trusted = trusted and not _may_cancel(audio, first)
+            trusted = audio.subtype not in FLOAT_SUBTYPES and last > first and _frame_reads(reader, last - 1)
+            trusted = trusted and not _may_cancel(reader, first)
         length = resampled_length(last - first, rate, sample_rate) if trusted else 0
         if length:
             return Measured(length, cut)
-        decoded = decode(path, sample_rate)
+        decoded = decode(path, sample_rate, readers)
         return Measured(len(decoded.samples), decoded.cut, decoded.cancelled)
     except BadAudio as error:
         return Measured(0, bad=error.reason)
@@ -220,21 +222,6 @@ def _frames(path, audio):
     return part.frames(audio.frames, audio.samplerate)
 
 
-def _go_to(audio, first):
-    """Make `first` the next frame that is read."""
-    if first == 0:
-        return
-    place = 0  # GSM 6.10 and some ADPCM can only be read through
-    if audio.seekable():
-        place = max(0, first - MP3_BEFORE) if audio.format == "MP3" else first
-        audio.seek(place)
-    while place < first:
-        got = len(audio.read(min(DROPPED, first - place), dtype="float32"))
-        if not got:
-            return
-        place += got
-
-
 def _cut_off(path, audio, first, reached=None):
     """Do what `headers.cut_off` does; of a file in parts, the last part is cut off, not those before it.
 
@@ -285,23 +272,26 @@ def _peak(wav):
     return float(np.maximum(wav.max(initial=0.0), -wav.min(initial=0.0)))
 
 
-def _may_cancel(audio, first):
+def _may_cancel(reader, first):
     """Return whether `mix_down` may find that the channels of an open file cancel, going by the samples at `first`."""
+    audio = reader.audio
     if audio.channels == 1:
         return False
     try:
-        audio.seek(first)
-        start = _mean_of_channels(audio.read(PROBED, dtype="float32", always_2d=True))
+        reader.go_to(first)
+        start = _mean_of_channels(reader.read(PROBED))
     except (sf.SoundFileError, OSError, ValueError):  # decoding tells what is damaged
         return True
     share, step = CANCELLED_LOG.get(audio.subtype, CANCELLED), RESOLUTION.get(audio.subtype, RESOLUTION_16)
     return not _peak(start) > 2 * max(share, step)  # of channels whose peak is at most 2, as lossy ones' may be
 
 
-def _frame_reads(audio, frame):
+def _frame_reads(reader, frame):
+    if not reader.audio.seekable():
+        return False
     try:
-        audio.seek(frame)
-        return len(audio.read(1, dtype="float32")) == 1
+        reader.go_to(frame)
+        return len(reader.read(1)) == 1
     except (sf.SoundFileError, OSError, ValueError):
         return False
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE = "own-sounds"
 CSV = "clips.csv"
+OPTIONAL = ("class", "split", "start", "stop", "group")
 NAMED = 8  # classes or endings that a message names; the others are counted
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     **dict.fromkeys(("training",), "train"),
@@ -102,6 +103,7 @@ def _from_folders(folder):
         parts = name.split("/")[:-1]
         split = SPLIT_NAMES[parts.pop(0).lower()] if is_split and parts else ""
         rows.append((path, parts[0] if parts else "", split, name))
+    rows = sorted(rows, key=lambda row: row[3].partition("/")[2]) if is_split else rows  # the splits have no order
     clips = pd.DataFrame(rows, columns=["path", "class_name", "split", "group"])
     without = clips["class_name"] == ""
     if without.any() and not without.all():
@@ -154,8 +156,7 @@ def _from_csv(folder):
     """Read clips.csv."""
     meta = read_metadata(folder, CSV, ("path",), hint="", plain=False)
     file = os.path.join(folder, CSV)
-    meta = meta.reindex(columns=[*meta.columns, *({"class", "split", "start", "stop", "group"} - {*meta.columns})])
-    meta = meta.fillna("")
+    meta = meta.assign(**{column: "" for column in OPTIONAL if column not in meta})
     for column in ("class", "split", "group", *(["task"] if "task" in meta else [])):
         refuse(file, meta, meta[column].str.contains(CONTROL), f"a {column} with a control character")
         meta[column] = meta[column].map(lambda text: unicodedata.normalize("NFC", text))
@@ -249,7 +250,7 @@ def _split(clips, valid_share, test_share, seed):
             free = [group for group in order if group not in split_of]
             split_of |= dict.fromkeys(free[: max(0, wanted)], split)
         split_of |= {group: "train" for group in order if group not in split_of}
-    return clips.assign(split=clips["group"].map(split_of).fillna("train"))
+    return clips.assign(split=[split_of.get(group, "train") for group in clips["group"]])
 
 
 def _without_few(clips, asked):

@@ -137,6 +137,7 @@ def keys_that(test):
 PATHS = keys_that(lambda key: key.kind.endswith("path"))
 ENCODER_KEYS = keys_that(lambda key: key.encoder)
 FOLD_KEYS = ("training_folds", "valid_folds", "test_folds")
+DRAW_KEYS = ("segment_seconds", "valid_share", "test_share", "split_seed")  # decide the splits of own sounds
 
 # Keys that a script can't do without; those of one trainer alone are named in its Brain.
 RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",
