@@ -24,9 +24,9 @@ demo: $(VENV)/.ready
 	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=full --experiment_name=full
 	@$(BIN)/python -m utils.report --summary $(DEMO)/linclf/lep+seed_2022 $(DEMO)/linclf/slep+seed_2022 \
 	  $(DEMO)/linclf/full+seed_2022
-	@echo "To train on your own data in UrbanSound8K's layout (metadata/UrbanSound8K.csv, audio/fold1..10):"
-	@echo "  $(BIN)/python supclr_train.py hparams/us8k/supclr_train.yaml --data_folder=YOUR_FOLDER --experiment_name=mine"
-	@echo "  $(BIN)/python linclf_train.py hparams/us8k/linclf_train.yaml --data_folder=YOUR_FOLDER \\"
+	@echo "To train on your own sounds, one folder per class or a clips.csv (docs/data_sets.md, \"Own sounds\"):"
+	@echo "  $(BIN)/python supclr_train.py hparams/folder/supclr_train.yaml --data_folder=YOUR_FOLDER --experiment_name=mine"
+	@echo "  $(BIN)/python linclf_train.py hparams/folder/linclf_train.yaml --data_folder=YOUR_FOLDER \\"
 	@echo "    --ssl_checkpoints_dir=results/mine+seed_2022/save --experiment_name=mine-lep"
 
 test: $(VENV)/.ready

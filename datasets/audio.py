@@ -16,6 +16,7 @@ import soxr
 from tqdm import tqdm
 
 from datasets import headers
+from datasets.parts import Readers, parse_part
 from utils.io.errors import InputError
 
 # Extensions of the files that soundfile reads, without those that lack a header.
@@ -36,6 +37,7 @@ RESOLUTION_16 = 2.0**-15  # of all others
 CANCELLED = 1e-3  # of the channels' peak: an average that is fainter is what rounding leaves of channels that cancel
 CANCELLED_LOG = {"ULAW": 2.0**-5, "ALAW": 2.0**-5}  # the same where the steps grow with the amplitude
 PROBED = 4096  # frames of a clip that tell whether its channels may cancel
+ROUNDING = 0.1  # seconds by which a part may end after its file, as times written by hand do
 
 
 class BadAudio(InputError):
@@ -60,7 +62,8 @@ class Decoded(NamedTuple):
 def load_mono(path: str, sample_rate: int) -> np.ndarray:
     """Decode a file of any format that soundfile reads, average its channels and resample it to `sample_rate` Hz.
 
-    Of a file that is cut off, this is what is there. Channels that cancel are not averaged, see `mix_down`.
+    Of a file that is cut off, this is what is there. Channels that cancel are not averaged, see `mix_down`. A path may
+    name a part of a file, see `datasets.parts`: only the part is decoded, as if it were a file of its own.
     Returns float32 [n], not scaled.
 
     Raises
@@ -71,13 +74,19 @@ def load_mono(path: str, sample_rate: int) -> np.ndarray:
     return decode(path, sample_rate).samples
 
 
-def decode(path: str, sample_rate: int) -> Decoded:
-    """Do what `load_mono` does, and say what is wrong with a clip that can be used all the same."""
-    with open_audio(path) as audio:
-        promised, rate, subtype = audio.frames, audio.samplerate, audio.subtype
+def decode(path: str, sample_rate: int, readers: Readers | None = None) -> Decoded:
+    """Do what `load_mono` does, and say what is wrong with a clip that can be used all the same.
+
+    `readers` keep a file open from one part to the next.
+    """
+    with (readers or Readers()).opened(path, open_audio) as reader:
+        audio = reader.audio
+        first, last = _frames(path, audio)
+        promised, rate, subtype = last - first, audio.samplerate, audio.subtype
         try:  # by their number, because "all" needs a seek, which GSM 6.10 and some ADPCM can't
-            wav = audio.read(promised, dtype="float32", always_2d=True)  # [frames, channels]
-            cut = headers.cut_off(path, audio, len(wav))
+            reader.go_to(first)
+            wav = reader.read(promised)  # [frames, channels]
+            cut = _cut_off(path, audio, first, first + len(wav))
         except MemoryError as err:
             raise BadAudio(path, f"too large for the memory: its header promises {promised} frames") from err
         except (sf.SoundFileError, OSError, ValueError) as err:
@@ -103,7 +112,7 @@ class Measured(NamedTuple):
     bad: str = ""  # why it can't be used; "" if it can
 
 
-def measure(path: str, sample_rate: int) -> Measured:
+def measure(path: str, sample_rate: int, readers: Readers | None = None) -> Measured:
     """Return what `decode(path, sample_rate)` would find, from the header where it can be trusted.
 
     A header is trusted if the last frame that it promises can be read; otherwise the file was cut short and is decoded.
@@ -111,14 +120,17 @@ def measure(path: str, sample_rate: int) -> Measured:
     samples don't rule out that its channels cancel. Damage in the middle of a file is found by decoding alone.
     """
     try:
-        with open_audio(path) as audio:
-            frames, rate, cut = audio.frames, audio.samplerate, headers.cut_off(path, audio)
-            trusted = audio.subtype not in FLOAT_SUBTYPES and frames > 0 and _last_frame_reads(audio)
-            trusted = trusted and not _may_cancel(audio)
-        length = resampled_length(frames, rate, sample_rate) if trusted else 0
+        readers = readers or Readers()
+        with readers.opened(path, open_audio) as reader:
+            audio = reader.audio
+            first, last = _frames(path, audio)
+            rate, cut = audio.samplerate, _cut_off(path, audio, first)
+            trusted = audio.subtype not in FLOAT_SUBTYPES and last > first and _frame_reads(reader, last - 1)
+            trusted = trusted and not _may_cancel(reader, first)
+        length = resampled_length(last - first, rate, sample_rate) if trusted else 0
         if length:
             return Measured(length, cut)
-        decoded = decode(path, sample_rate)
+        decoded = decode(path, sample_rate, readers)
         return Measured(len(decoded.samples), decoded.cut, decoded.cancelled)
     except BadAudio as error:
         return Measured(0, bad=error.reason)
@@ -147,10 +159,39 @@ def resampled_length(frames: int, rate: int, sample_rate: int) -> int:
     return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
+def n_samples(path: str, sample_rate: int) -> int:
+    """Return how many samples a file, or a part of one, has at `sample_rate` Hz, going by the header.
+
+    Raises
+    ------
+    BadAudio
+        As `open_audio`.
+    """
+    with open_audio(path) as audio:
+        first, last = _frames(path, audio)
+        return resampled_length(last - first, audio.samplerate, sample_rate)
+
+
+def duration(path: str) -> float:
+    """Return the seconds of a whole file, going by its header; 0 for one that can't be opened."""
+    try:
+        with open_audio(path) as audio:
+            return audio.frames / audio.samplerate
+    except BadAudio:
+        return 0.0
+
+
 def open_audio(path: str) -> sf.SoundFile:
-    """Open an audio file; raise BadAudio with a short reason where that fails, or where its header can't be true."""
+    """Open the audio file of a path, which may name a part of it.
+
+    Raises
+    ------
+    BadAudio
+        With a short reason where that fails, or where the header can't be true.
+    """
+    part, path = path, parse_part(path).file
     if os.path.exists(path) and not os.path.isfile(path):  # checked first, because opening a pipe would block
-        raise BadAudio(path, "not a file")
+        raise BadAudio(part, "not a file")
     try:
         audio = sf.SoundFile(path)
         stream = headers.mended_stream(path) if audio.frames == 0 else None
@@ -164,12 +205,34 @@ def open_audio(path: str) -> sf.SoundFile:
             reason = "empty file"
         else:
             reason = f"unreadable ({_short(err)})"
-        raise BadAudio(path, reason) from err
+        raise BadAudio(part, reason) from err
     reason = headers.refuse_claim(path, audio)
     if reason:
         audio.close()
-        raise BadAudio(path, reason)
+        raise BadAudio(part, reason)
     return audio
+
+
+def _frames(path, audio):
+    """Return (first, last + 1) of the frames that a path stands for; refuse a part that its file doesn't have."""
+    part, there = parse_part(path), audio.frames / audio.samplerate
+    if part.start > 0 and part.start >= there or (part.stop or 0) > there + ROUNDING:
+        beyond = f"starts at {part.start:g}" if part.start >= there else f"ends at {part.stop:g}"
+        raise BadAudio(path, f"no such part: it {beyond} s, and the file has {there:.3f} s")
+    return part.frames(audio.frames, audio.samplerate)
+
+
+def _cut_off(path, audio, first, reached=None):
+    """Do what `headers.cut_off` does; of a file in parts, the last part is cut off, not those before it.
+
+    `reached` is the frame at which decoding has ended.
+    """
+    part = parse_part(path)
+    if part.stop is None:
+        return headers.cut_off(part.file, audio, reached)
+    last = part.frames(audio.frames, audio.samplerate)[1]
+    short = reached is not None and reached < last
+    return f"{headers.CUT}: {reached - first} of the part's {last - first} samples" if short else ""
 
 
 def quantise(wav: np.ndarray) -> tuple[np.ndarray, float]:
@@ -209,23 +272,26 @@ def _peak(wav):
     return float(np.maximum(wav.max(initial=0.0), -wav.min(initial=0.0)))
 
 
-def _may_cancel(audio):
-    """Return whether `mix_down` may find that the channels of an open file cancel, going by its first samples."""
+def _may_cancel(reader, first):
+    """Return whether `mix_down` may find that the channels of an open file cancel, going by the samples at `first`."""
+    audio = reader.audio
     if audio.channels == 1:
         return False
     try:
-        audio.seek(0)
-        start = _mean_of_channels(audio.read(PROBED, dtype="float32", always_2d=True))
+        reader.go_to(first)
+        start = _mean_of_channels(reader.read(PROBED))
     except (sf.SoundFileError, OSError, ValueError):  # decoding tells what is damaged
         return True
     share, step = CANCELLED_LOG.get(audio.subtype, CANCELLED), RESOLUTION.get(audio.subtype, RESOLUTION_16)
     return not _peak(start) > 2 * max(share, step)  # of channels whose peak is at most 2, as lossy ones' may be
 
 
-def _last_frame_reads(audio):
+def _frame_reads(reader, frame):
+    if not reader.audio.seekable():
+        return False
     try:
-        audio.seek(audio.frames - 1)
-        return len(audio.read(1, dtype="float32")) == 1
+        reader.go_to(frame)
+        return len(reader.read(1)) == 1
     except (sf.SoundFileError, OSError, ValueError):
         return False
 

@@ -7,6 +7,7 @@ import unicodedata
 
 from datasets.audio import READABLE
 from datasets.headers import CUT
+from datasets.parts import parse_part
 from datasets.table import is_clutter, listing
 from utils.io.errors import InputError
 
@@ -29,8 +30,8 @@ def refuse_bad(bad: dict[str, str], total: int, skip_bad_audio: bool, data_folde
     lines = [hint, *(f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED])]
     if len(bad) > NAMED:
         lines.append(f"  and {len(bad) - NAMED} more, {len(bad)} in all: {_counted(bad.values())}")
-    missing = [path for path, reason in bad.items() if reason == MISSING]
-    nearest = next(filter(None, (_nearest(data_folder, path) for path in missing[:TRIED])), "")
+    missing = [parse_part(path).file for path, reason in bad.items() if reason == MISSING]
+    nearest = next(filter(None, (_nearest(data_folder, path) for path in list(dict.fromkeys(missing))[:TRIED])), "")
     if nearest:
         lines.append(f"{nearest}: name the files as the metadata does, and put them where it says")
     elif len(missing) > NAMED or len(missing) == total:

@@ -4,10 +4,9 @@ libsndfile reads a file whose data chunk is cut off as a shorter file, and takes
 files, the number of samples as they are written. Frames are samples per channel.
 """
 
-import io
+import mmap
 import os
 import struct
-from pathlib import Path
 from typing import NamedTuple
 
 import soundfile as sf
@@ -61,21 +60,22 @@ def cut_off(path: str, audio: sf.SoundFile, decoded: int | None = None) -> str:
     return f"{CUT}: {there} of the {promised} samples that its header promises" if promised - there > slack else ""
 
 
-def mended_stream(path: str) -> io.BytesIO | None:
-    """Return the content of a WAV file that was written into a pipe, with the size of its samples in place of 0.
+def mended_stream(path: str) -> mmap.mmap | None:
+    """Map a WAV file that was written into a pipe into memory, with the size of its samples in place of 0.
 
     None for any other file. libsndfile takes other placeholders for the size, such as 2**32 - 1, as they are meant.
     """
     found = _find_samples(path)
     if found is None or found.promised or not found.there:
         return None
-    content = bytearray(Path(path).read_bytes())
-    order = "<I" if content.startswith(b"RIFF") else ">I"
+    with open(path, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
+    order = "<I" if content[:4] == b"RIFF" else ">I"
     (riff_size,) = struct.unpack_from(order, content, 4)
     if content[:4] not in (b"RIFF", b"RIFX") or riff_size not in (0, 2**32 - 1, found.size_at - 4):
         return None  # the size of the whole is right, so the samples are truly none
     struct.pack_into(order, content, found.size_at, min(found.there, 2**32 - 1))
-    return io.BytesIO(content)
+    return content
 
 
 class _Samples(NamedTuple):

@@ -71,6 +71,8 @@ class Data:
         ------
         InputError
         """
+        if "labelled" in self.rows and not self.rows["labelled"].any():
+            return  # clips without a class are trained on, and judged by no test
         for split in ("valid", "test"):
             lacking, first = self.lacks(split), (self.split(split)["task"] == 0).any()
             if lacking and needed and not first:
@@ -98,6 +100,7 @@ def prepare(
     skip_bad_audio: bool = False,
     cut_audio: str = "refuse",
     numbers: Iterable[Mapping[str, int]] = (),
+    needs_labels: bool = False,
 ) -> Data:
     """Read the metadata, check every clip, and open or build the audio store.
 
@@ -117,15 +120,17 @@ def prepare(
         "refuse" takes a file that is cut off for one that can't be read, "keep" uses what is there.
     numbers
         Labels that classes have in earlier records, and keep: see `datasets.tasks.keep_numbers`.
+    needs_labels
+        Leave out the clips that have no class.
 
     Raises
     ------
     InputError
-        Metadata, classes or audio are not as they must be.
+        Metadata, classes or audio are not as they must be; or labels are needed and no clip has any.
     """
     rows, classes, source = read_dataset(dataset, data_folder)
     classes = keep_numbers(classes, numbers)
-    rows = rows.reset_index(drop=True)
+    rows = _labelled(rows, data_folder) if needs_labels and "labelled" in rows else rows.reset_index(drop=True)
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
     tasks = resolve_tasks(rows, classes, task_classes)
     assigned = assign_tasks(rows, classes, tasks)
@@ -133,3 +138,17 @@ def prepare(
     store = open_store(data_folder, list(paths), sample_rate, store_folder, source.lower(), **how)
     bad = assigned["wav_path"].isin(list(store.bad))
     return Data(assigned[~bad].reset_index(drop=True), classes, store, tasks, source)
+
+
+def _labelled(rows, data_folder):
+    """Return the rows without the clips that have no class."""
+    without = ~rows["labelled"]
+    if without.all():
+        raise InputError(
+            f"No clip of {data_folder} has a class, and this run needs labels: put the clips into a folder per class, "
+            "or give clips.csv a column class. Without labels, simclr_train.py and simsiam_train.py train an encoder, "
+            "and supclr_train.py with --sup_weight=0."
+        )
+    if without.any():
+        logger.warning("%d of %d clips have no class and are left out.", without.sum(), len(without))
+    return rows[~without].reset_index(drop=True)

@@ -31,6 +31,7 @@ import numpy as np
 
 from datasets.audio import BadAudio, load_mono, map_files, measure, quantise, to_float
 from datasets.bad_audio import refuse_bad
+from datasets.parts import Readers
 from datasets.store_build import load_or_build
 from datasets.store_files import SAMPLE_TYPE, StorePlan, stat_files
 from utils.io.errors import InputError
@@ -275,8 +276,9 @@ class LiveAudio(Clips):
     def __init__(self, data_folder, paths, sample_rate, keep_cut, progress=True):
         self.files = [os.path.join(data_folder, path) for path in paths]
         self._sizes, self._mtimes = stat_files(self.files)
-        measured = functools.partial(measure, sample_rate=sample_rate)
-        found = dict(zip(paths, map_files(measured, self.files, "checking audio", progress), strict=True))
+        with contextlib.closing(Readers()) as readers:
+            measured = functools.partial(measure, sample_rate=sample_rate, readers=readers)
+            found = dict(zip(paths, map_files(measured, self.files, "checking audio", progress), strict=True))
         lengths = np.array([found[path].length for path in paths], dtype=np.int64)
         bad = {path: clip.bad for path, clip in found.items() if clip.bad}
         cut = {path: clip.cut for path, clip in found.items() if clip.cut}

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.audio import BadAudio, decode, map_files, open_audio, quantise, resampled_length
+from datasets.audio import BadAudio, decode, map_files, n_samples, quantise
 from datasets.bad_audio import refuse_bad
+from datasets.parts import Readers
 from datasets.store_files import FORMAT_VERSION, INDEX_VERSION, SAMPLE_TYPE, StorePlan, UnusableStore, load_index
 from utils.io.errors import InputError
 from utils.io.files import atomic_file, write_atomically, write_json
@@ -118,8 +119,10 @@ def _write_samples(plan, file, progress):
     lengths, crc32 = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.uint32)
     peaks = np.zeros(rows, dtype=np.float32)
     bad, cut, cancelled = {}, {}, []
-    decoder = functools.partial(_decode, sample_rate=plan.sample_rate)
-    with contextlib.closing(map_files(decoder, plan.files, "audio store", progress)) as clips:
+    readers = Readers()
+    decoder = functools.partial(_decode, sample_rate=plan.sample_rate, readers=readers)
+    clips = map_files(decoder, plan.files, "audio store", progress)
+    with contextlib.closing(readers), contextlib.closing(clips):  # the threads of `clips` end first
         for row, clip in enumerate(clips):
             if clip.bad:
                 bad[row] = clip.bad
@@ -157,9 +160,9 @@ class _Clip(NamedTuple):
     bad: str = ""
 
 
-def _decode(path, sample_rate):
+def _decode(path, sample_rate, readers):
     try:
-        decoded = decode(path, sample_rate)
+        decoded = decode(path, sample_rate, readers)
     except BadAudio as error:
         return _Clip(bad=error.reason)
     samples, peak = quantise(decoded.samples)
@@ -177,8 +180,8 @@ def _needed_bytes(plan):
     """Estimate the size of the samples from the headers of at most CLIPS_MEASURED clips."""
     lengths = []
     for file in plan.files[:: -(-len(plan.paths) // CLIPS_MEASURED)]:
-        with contextlib.suppress(BadAudio), open_audio(file) as audio:
-            lengths.append(resampled_length(audio.frames, audio.samplerate, plan.sample_rate))
+        with contextlib.suppress(BadAudio):
+            lengths.append(n_samples(file, plan.sample_rate))
     if not lengths:
         return 0
     mean = np.minimum(lengths, 10 * np.median(lengths)).mean()  # a damaged header may promise any length

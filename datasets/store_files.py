@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.parts import parse_part
 from utils.io.arrays import DamagedArrays, read_arrays
 from utils.io.errors import InputError
 from utils.io.files import read_json
@@ -79,11 +80,14 @@ def _digest(parts):
 
 
 def stat_files(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the files' sizes in bytes and modification times in ns, int64 [c] each; -1 for a missing file."""
+    """Return the files' sizes in bytes and modification times in ns, int64 [c] each; -1 for a missing file.
+
+    Of a part of a file (see `datasets.parts`) these are the file's.
+    """
     sizes, mtimes = [], []  # lists, because filling an array one by one is slow
     for file in files:
         try:
-            stat = os.stat(file)
+            stat = os.stat(parse_part(file).file)
             size, mtime = stat.st_size, stat.st_mtime_ns
         except (OSError, ValueError):
             size = mtime = -1

@@ -26,7 +26,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Table(NamedTuple):
     """The clips of a data set."""
 
-    rows: pd.DataFrame  # one row per clip and split: `wav_path` below the data folder, `class_name`, `split`
+    # One row per clip and split: `wav_path` below the data folder, `class_name`, `split`. Also `task`, from 0 up, where
+    # the data set has tasks of its own, and `labelled` where some clips have no class, but a name that stands for one.
+    rows: pd.DataFrame
     classes: list[str]  # all class names; a class's place is its label
     source: str  # name of the data set
 

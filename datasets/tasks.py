@@ -33,7 +33,7 @@ def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequ
         As a data set's `load` returns them.
     task_classes
         The classes of each task, by label or by name; or a function such as `shuffled` that returns them, given the
-        sorted labels of the classes that have clips.
+        sorted labels of the classes that have clips. Where the rows have a `task`, it goes before a function.
 
     Raises
     ------
@@ -42,7 +42,8 @@ def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequ
     """
     if callable(task_classes):
         there = set(rows["class_name"].unique())
-        task_classes = task_classes([label for label, name in enumerate(classes) if name in there])
+        labels = [label for label, name in enumerate(classes) if name in there]
+        task_classes = _tasks_of_rows(rows, classes) if "task" in rows else task_classes(labels)
     task_of = _task_of_label(classes, task_classes)
     return [[label for label, place in task_of.items() if place == task] for task in range(len(task_classes))]
 
@@ -91,6 +92,18 @@ def lost_tasks(before: Sequence[Sequence], now: Sequence[Sequence]) -> str:
             moved = f"task {task} was {members} and is {list(now[task])} now"
             return f"{moved}; tasks can be added at the end alone"
     return ""
+
+
+def _tasks_of_rows(rows, classes):
+    """List the labels of each task that the rows have, from 0 to the last, in order."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    tasks = [[] for _ in range(rows["task"].max() + 1)]
+    for task, name in rows[["task", "class_name"]].drop_duplicates().itertuples(index=False):
+        tasks[task].append(label_of[name])
+    for task, labels in enumerate(tasks):
+        if not labels:
+            raise InputError(f"No clip of task {task} can be used: name the tasks in task_classes, without that one.")
+    return [sorted(labels) for labels in tasks]
 
 
 def _task_of_label(classes, task_classes):

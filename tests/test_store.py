@@ -356,10 +356,10 @@ BUILD = """
 import logging, sys, time
 from datasets import store, store_build
 decode, delay = store_build.decode, float(sys.argv[3])
-def slow(path, sample_rate):
+def slow(*args):
     print("decoding", flush=True)
     time.sleep(delay)
-    return decode(path, sample_rate)
+    return decode(*args)
 store_build.decode = slow
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 opened = store.open_store(sys.argv[1], sys.argv[4:], store_folder=sys.argv[2])

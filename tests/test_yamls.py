@@ -6,14 +6,14 @@ import pytest
 import ruamel.yaml
 
 from helpers.lab import REPO
-from utils.run.keys import ENCODER_KEYS, FOLD_KEYS
+from utils.run.keys import DRAW_KEYS, ENCODER_KEYS, FOLD_KEYS
 
 TRAINERS = ("supclr", "simclr", "simsiam", "sup")
-DATASETS = ("us8k", "tau19", "vgg", "esc50", "demo", "")  # the last: YAMLs at the root
+DATASETS = ("us8k", "tau19", "vgg", "esc50", "demo", "folder", "")  # the last: YAMLs at the root
 MAY_DIFFER = {"output_base", "data_folder", "dataset", "task_classes", "encoder", "emb_dim", "number_of_epochs"}
 MAY_DIFFER |= {"warmup_epochs"}
 OWN = {"esc50": {"esc10_only", *FOLD_KEYS}, "us8k": {*FOLD_KEYS}, "": {*FOLD_KEYS}, "tau19": {"valid_from"},
-       "vgg": {"n_tasks"}}  # fmt: skip
+       "vgg": {"n_tasks"}, "folder": {"n_tasks", *DRAW_KEYS}}  # fmt: skip
 
 
 def plain_yaml(dataset, name):
@@ -53,4 +53,5 @@ def test_an_encoder_is_judged_with_the_settings_that_it_was_trained_with(dataset
     train, judge = plain_yaml(dataset, kind), plain_yaml(dataset, "linclf")
     train["embedding_model"] = train["embedding_model"].replace("\n  weights: !ref <pretrained_weights>", "")
     shared = {*ENCODER_KEYS, "dataset", "task_classes", "data_folder", "store_folder", "seed", "embedding_model"}
+    shared |= {*DRAW_KEYS} if dataset == "folder" else set()
     assert {key: train[key] for key in shared} == {key: judge[key] for key in shared}

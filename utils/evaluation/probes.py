@@ -60,6 +60,11 @@ class ProbeBrain(AccuracyCount, FiniteSteps):
         """Raise InputError for an unknown probe."""
         get_probe(hparams)
 
+    @classmethod
+    def uses_labels(cls, hparams):
+        """Return that clips need a class."""
+        return True
+
     def __init__(self, schedule, **kwargs):
         super().__init__(**kwargs)
         self.schedule, self.steps_done = schedule, 0

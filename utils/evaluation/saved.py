@@ -20,7 +20,7 @@ from utils.io.places import home_path
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.folder import as_text, is_harmless, same_setting
-from utils.run.keys import ENCODER_KEYS, FOLD_KEYS
+from utils.run.keys import DRAW_KEYS, ENCODER_KEYS, FOLD_KEYS
 from utils.run.yaml_text import plain_keys, read_text
 from utils.training.checkpoints import latest_checkpoint, load_weights
 from utils.training.context import FRONT_END
@@ -129,6 +129,7 @@ def _with_settings(trained, text, overrides, path):
         elif not same_setting(given[key], value):
             raise _contradiction(key, given[key], path, f"was trained with {key}={value}")
     overrides = _with_folds(trained, text, _with_tasks(trained, text, overrides, path), path)
+    overrides = _with_draw(trained, text, overrides, path)
     replaced = _with_parts(parts, text, overrides, path)
     unknown = [key for key in ENCODER_KEYS if key in given and key not in trained]
     if replaced != text and unknown:
@@ -172,6 +173,21 @@ def _with_folds(trained, text, overrides, path):
     used = [fold for fold in _listed(now["test_folds"]) if fold in _listed(theirs["training_folds"])]
     if used:
         logger.warning("The encoder in %s was trained on test_folds %s: this is no test on new clips.", path, used)
+    return overrides
+
+
+def _with_draw(trained, text, overrides, path):
+    """Take what decides the splits of own sounds from the encoder's run; warn where it is given and differs."""
+    keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
+    if trained.get("dataset") != as_text(text, overrides).get("dataset"):
+        return overrides
+    for key in (key for key in DRAW_KEYS if key in keys and key in trained):
+        theirs = plain_keys(f"{key}: {trained[key]}", f"settings.json of {path}")[key]
+        if key not in given:
+            overrides += f"\n{key}: {json.dumps(theirs)}"
+        elif not same_setting(given[key], theirs):
+            logger.warning("--%s=%s: the encoder in %s was trained with %s=%s, and maybe on clips that now test it.",
+                           key, given[key], path, key, theirs)  # fmt: skip
     return overrides
 
 

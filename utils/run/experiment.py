@@ -24,10 +24,11 @@ from utils.run.yaml_text import read_text
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 
 
-def read_data(hparams: dict, save_folders: Sequence[str] = ()) -> Data:
+def read_data(hparams: dict, save_folders: Sequence[str] = (), needs_labels: bool = False) -> Data:
     """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
 
-    Classes keep the numbers that they have in the runs of `save_folders`.
+    Classes keep the numbers that they have in the runs of `save_folders`. With `needs_labels`, clips without a class
+    are left out.
 
     Raises
     ------
@@ -37,7 +38,8 @@ def read_data(hparams: dict, save_folders: Sequence[str] = ()) -> Data:
     given = {key: hparams[key] for key in DATA_KEYS if key in hparams}
     load = hparams["dataset"]
     given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
-    return prepare(**given, numbers=[numbers for folder in save_folders for numbers in class_numbers(folder)])
+    numbers = [numbers for folder in save_folders for numbers in class_numbers(folder)]
+    return prepare(**given, numbers=numbers, needs_labels=needs_labels)
 
 
 class Run:
@@ -51,8 +53,9 @@ class Run:
     doc : str
         The script's docstring, shown by ``--help``.
     brain_class : type
-        Has `needs`, the keys that the YAML must have, and `check(hparams)`, which raises for settings that can't work.
-        It may have `choices`, see `utils.run.arguments.parse_arguments`, and `find_start(hparams, settings)`.
+        Has `needs`, the keys that the YAML must have, `check(hparams)`, which raises for settings that can't work, and
+        `uses_labels(hparams)`, whether clips need a class. It may have `choices`, see
+        `utils.run.arguments.parse_arguments`, and `find_start(hparams, settings)`.
     argv : list of str, optional
         Arguments without the script's name, instead of the process's.
     adapt : callable, optional
@@ -78,7 +81,8 @@ class Run:
     """
 
     def __init__(self, doc, brain_class, argv=None, adapt=None):
-        self.argv, self.script = argv, brain_class.compute_forward.__code__.co_filename
+        self.argv, self.brain_class = argv, brain_class
+        self.script = brain_class.compute_forward.__code__.co_filename
         self.file, self.options, self.overrides = parse_arguments(doc, argv, getattr(brain_class, "choices", {}))
         join_processes(self.options)
         self.text = read_text(self.file)
@@ -114,7 +118,8 @@ class Run:
         """
         own = [] if self.hparams["overwrite"] else [self.save_folder]
         others = filter(None, [origin, self.start and self.start.save])
-        self.data = main_first(read_data)(self.hparams, [*own, *others])
+        labels = self.brain_class.uses_labels(self.hparams)
+        self.data = main_first(read_data)(self.hparams, [*own, *others], labels)
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)

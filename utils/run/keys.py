@@ -68,6 +68,10 @@ KEYS = {
     "training_folds": Key("mixed", before=ANY),  # which clips they are is compared, see utils.run.record
     "valid_folds": Key("mixed", before=ANY),
     "test_folds": Key("mixed", before=ANY),
+    "segment_seconds": Key(least=0.1),
+    "valid_share": Key(least=0.0),
+    "test_share": Key(least=0.0),
+    "split_seed": Key(least=0),
     "sample_rate": Key(least=1000, encoder=True),
     "train_duration": Key(least=0.05),  # a shorter crop than one analysis window has no features
     "replay_num_keep": Key("mixed"),
@@ -134,6 +138,7 @@ def keys_that(test):
 PATHS = keys_that(lambda key: key.kind.endswith("path"))
 ENCODER_KEYS = keys_that(lambda key: key.encoder)
 FOLD_KEYS = ("training_folds", "valid_folds", "test_folds")
+DRAW_KEYS = ("segment_seconds", "valid_share", "test_share", "split_seed")  # decide the splits of own sounds
 
 # Keys that a script can't do without; those of one trainer alone are named in its Brain.
 RUN_KEYS = ("output_folder", "save_folder", "overwrite", "dataset", "data_folder", "task_classes", "sample_rate",

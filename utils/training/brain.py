@@ -80,6 +80,11 @@ class TaskBrain(AccuracyCount, SavedTraining):
         cls.make_sup_loss(hparams)
 
     @classmethod
+    def uses_labels(cls, hparams: dict) -> bool:
+        """Return whether the losses need the clips' classes."""
+        return "sup_loss" in hparams and hparams.get("sup_weight", 1) > 0
+
+    @classmethod
     def make_method(cls, hparams: dict) -> Method | None:
         """Build the self-supervised method with the YAML's heads; None for a trainer that has none."""
         name = cls.ssl_method or hparams.get("ssl_method")

@@ -1,5 +1,6 @@
 """Select each task's clips and count its steps, before any training."""
 
+import textwrap
 from dataclasses import dataclass
 
 import pandas as pd
@@ -68,18 +69,19 @@ def plan_tasks(
         epochs = min(epochs, run_opts.debug_epochs) if run_opts.debug_epochs > 0 else epochs
         most = run_opts.debug_batches
     train, keep, seed = data.split("train"), hparams["replay_num_keep"], hparams["seed"]
+    names = [textwrap.shorten(name, 60, placeholder=" ...") for name in data.task_names()]
     for t in range(data.n_tasks):
         rows = current_and_replay(train, t, 0 if with_memory else keep, seed)
         memory = kept(train, range(t if with_memory else 0), keep, seed)
         steps = len(rows) // hparams["batch_size"]
         if steps == 0:
             raise InputError(
-                f"Task {t} ({data.task_names()[t]}) has {len(rows)} training clips, less than one batch of "
+                f"Task {t} ({names[t]}) has {len(rows)} training clips, less than one batch of "
                 f"{hparams['batch_size']}: lower batch_size, or put more classes into a task."
             )
         valid = _validation_rows(hparams, data, t) if validate else data.rows.iloc[:0]
         if validate and valid.empty:
-            raise InputError(f"Task {t} ({data.task_names()[t]}) has no validation clips to choose its best epoch by.")
+            raise InputError(f"Task {t} ({names[t]}) has no validation clips to choose its best epoch by.")
         plan.append(TaskPlan(rows, memory, valid, epochs, min(steps, most) if most else steps))
     return plan
 
