@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from utils.evaluation.embeddings import cache_beside, make_embedder
-from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
+from utils.evaluation.probes import Embedded, LinearPredictor, count_pairs, list_predictions, predicted
 from utils.run.processes import main_only
 from utils.training.checkpoints import load_weights
 from utils.training.context import FRONT_END, handed_on
@@ -60,8 +60,10 @@ class TaskTests:
         vectors = cache.get(self.embedder, self.data.store, rows["clip"].to_numpy(), what)  # [n, D]
         clips = Embedded(vectors, rows["label"].to_numpy())
         heads = [self.network[name] for name in ("sup_projector", "classifier") if name in self.network]
-        confusion = confusion_matrix(LinearPredictor(nn.Sequential(*heads), {}), clips, len(self.data.classes))
-        return {"confusion": confusion, "seconds": time.monotonic() - begun}
+        labels, scores = predicted(LinearPredictor(nn.Sequential(*heads), {}), clips)
+        confusion = count_pairs(clips.labels, labels, len(self.data.classes))
+        predictions = list_predictions(rows, [(labels, scores)])
+        return {"confusion": confusion, "predictions": predictions, "seconds": time.monotonic() - begun}
 
     @main_only
     def results(self) -> dict:

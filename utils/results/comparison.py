@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from datasets.selection import PROTOCOLS
 from utils.results.judged import COSTS, Judged
+from utils.results.protocols import with_probe
 
 
 class Group(NamedTuple):
@@ -29,6 +30,8 @@ class Column(NamedTuple):
     name: str
     metric: str  # of `METRICS` or `COSTS`
     protocol: str = ""  # none for a cost
+    probe: str = "linear"
+    few_shot: int | None = None
 
     @property
     def is_cost(self) -> bool:
@@ -82,18 +85,21 @@ def _repeat(run, with_folds):
 
 def _columns(runs):
     """List the columns: accuracy under each protocol, forgetting and BWT where classes don't grow, costs."""
-    first = {}
+    first, names = {}, {}
     for run in runs:
-        first.setdefault(run.protocol, run)
-    order = [name for name in PROTOCOLS if name in first] + [name for name in first if name not in PROTOCOLS]
-    titles = [run.protocol_title for run in first.values()]
-    columns = []
-    for name in order:
-        title = first[name].protocol_title
-        columns.append(Column(title if titles.count(title) == 1 else f"{title} ({name})", "acc", name))
-    for name in order:
-        if not first[name].classes_grow:
-            columns += [Column(f"Forgetting ({name})", "forgetting", name), Column(f"BWT ({name})", "bwt", name)]
+        first.setdefault((run.protocol, run.probe, run.few_shot), run)
+        names.setdefault(run.protocol, run.protocol_title)
+    protocols = [name for name in PROTOCOLS if name in names] + [name for name in names if name not in PROTOCOLS]
+    order = sorted(first, key=lambda judged: protocols.index(judged[0]))
+    columns, titles = [], list(names.values())
+    for name, *probe in order:
+        title = names[name] if titles.count(names[name]) == 1 else f"{names[name]} ({name})"
+        columns.append(Column(with_probe(title, *probe), "acc", name, *probe))
+    for name, *probe in order:
+        if not first[name, *probe].classes_grow:
+            place = with_probe(name, *probe)
+            columns.append(Column(f"Forgetting ({place})", "forgetting", name, *probe))
+            columns.append(Column(f"BWT ({place})", "bwt", name, *probe))
     return columns + [Column(cost, cost) for cost in COSTS]
 
 
@@ -103,7 +109,7 @@ def _cell(runs, column):
     if column.is_cost:  # of the encoder, so the same in all its evaluations
         values, floors = [(_repeat(run, with_folds), run.costs[column.metric]) for run in runs], []
     else:
-        used = [run for run in runs if run.protocol == column.protocol]
+        used = [run for run in runs if (run.protocol, run.probe, run.few_shot) == column[2:]]
         values, floors = (
             [(_repeat(run, with_folds), getattr(run, of)[column.metric]) for run in used] for of in ("metrics", "floor")
         )
