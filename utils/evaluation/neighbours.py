@@ -10,7 +10,8 @@ import torch
 
 from utils.evaluation.linear import Predictor, class_weights
 
-MOST_SIMILARITIES = 2**24  # in memory at a time: 64 MB
+MOST_SIMILARITIES = 2**23  # in memory at a time: 32 MB
+MOST_ROWS = 1024  # of embeddings that are normalised at a time
 SMALLEST_NORM = 1e-12
 
 
@@ -90,7 +91,7 @@ class Neighbours:
 
 def norms_of(vectors: torch.Tensor) -> torch.Tensor:
     """Return the norms [n] of vectors [n, D], none of them 0, without a copy of all vectors."""
-    norms = [part.norm(dim=1) for part in vectors.split(4096)]
+    norms = [part.norm(dim=1) for part in vectors.split(MOST_ROWS)]
     return torch.cat(norms).clamp_min(SMALLEST_NORM) if norms else vectors.new_ones(0)
 
 
@@ -132,7 +133,7 @@ def ncm(train, valid, n_classes, balanced):
     """
     del valid, balanced
     sums = torch.zeros(n_classes, train.vectors.shape[1])
-    for vectors, labels in zip(train.vectors.split(4096), train.labels.split(4096), strict=True):
+    for vectors, labels in zip(train.vectors.split(MOST_ROWS), train.labels.split(MOST_ROWS), strict=True):
         sums.index_add_(0, labels, vectors / norms_of(vectors)[:, None])
     return MeanPredictor(sums / norms_of(sums)[:, None], torch.bincount(train.labels, minlength=n_classes) > 0)
 
@@ -154,7 +155,7 @@ class MeanPredictor(Predictor):
     def scored(self, vectors):
         """Predict labels [n] and scores [n] of embeddings [n, D]."""
         parts = []
-        for part in torch.as_tensor(vectors).split(4096):
+        for part in torch.as_tensor(vectors).split(MOST_ROWS):
             cosines = (part / norms_of(part)[:, None]) @ self.means.T
             parts.append(cosines.masked_fill(~self.known, -2.0).max(1))
         if not parts:
