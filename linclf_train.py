@@ -1,4 +1,4 @@
-"""Evaluate saved encoders: freeze each, train a linear classifier on its embeddings, fill the accuracy table.
+"""Evaluate saved encoders: freeze each, train a probe on its embeddings, fill the accuracy table.
 
 Linear and subset linear evaluation (LEP, SLEP) of "Learning Representations for New Sound Classes With Continual
 Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), section III.
@@ -6,10 +6,11 @@ Self-Supervised Learning" (Wang et al., IEEE SPL 2022, arXiv 2205.07390), sectio
     python linclf_train.py hparams/us8k/linclf_train.yaml --data_folder=UrbanSound8K --output_base=results/linclf \\
         --ssl_checkpoints_dir=results/simclr+seed_2022/save --linclf_train_type=seen --experiment_name=simclr-lep
 
-Writes accuracy_table.csv, metrics.json, per-class accuracy, the confusion matrix and figures to <output_base>/
-<experiment_name>+seed_<seed>, with the same for an encoder of random weights, the floor. Main keys: linclf_train_type
-(seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe, number_of_epochs, standardise. Encoder and
-front end come from the run of ssl_checkpoints_dir. With full, it takes any number of encoders, trained on any data set.
+Writes accuracy_table.csv, metrics.json, predictions.csv, per-class accuracy, the confusion matrix and figures to
+<output_base>/<experiment_name>+seed_<seed>, with the same for an encoder of random weights, the floor. Main keys:
+linclf_train_type (seen, subset, buffer, full), replay_num_keep, ssl_checkpoints_dir, probe (linear, logistic, knn, ncm,
+finetune), few_shot, number_of_epochs, standardise. Encoder and front end come from the run of ssl_checkpoints_dir. With
+full, it takes any number of encoders, trained on any data set.
 
 Each encoder embeds each clip once. The embeddings are cached beside the checkpoints, so another evaluation takes
 seconds.

@@ -42,6 +42,23 @@ def kept(rows: pd.DataFrame, tasks: Iterable[int], replay_num_keep: int | str, s
     return pd.concat(chosen) if chosen else rows.iloc[:0]
 
 
+def few_of_each_class(rows: pd.DataFrame, n: int, draw: int, seed: int) -> pd.DataFrame:
+    """Draw `n` rows of each class, without replacement, by (seed, draw, class); in the table's order.
+
+    Raises
+    ------
+    InputError
+        A class has fewer.
+    """
+    places = []
+    for label, members in rows.groupby("label").indices.items():
+        if len(members) < n:
+            name = rows["class_name"].iloc[members[0]]
+            raise InputError(f"few_shot is {n}, but the class {name} has {len(members)} training clips to draw from.")
+        places.append(np.random.default_rng([seed, draw, int(label)]).choice(members, size=n, replace=False))
+    return rows.iloc[np.sort(np.concatenate(places))] if places else rows
+
+
 def current_and_replay(rows, task, replay_num_keep, seed):
     """Return all rows of `task` and `replay_num_keep` of each earlier task: the training clips of an encoder."""
     return pd.concat([of_tasks(rows, [task]), kept(rows, range(task), replay_num_keep, seed)])

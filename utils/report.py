@@ -6,7 +6,8 @@
 An evaluation run is a folder with ``metrics.json``, ``accuracy_table.csv`` and ``floor_table.csv``, as linclf_train.py
 leaves it. Metrics are fractions in the files and percent in the tables. LEP is the accuracy under `seen`, SLEP under
 `subset`. The floor is the same evaluation of random weights; the ceiling an encoder trained offline, on all classes at
-once, while others learn them task by task.
+once, while others learn them task by task. Numbers have 95 % intervals (see utils/results/intervals.py), and methods
+are compared with the first one, or with --baseline=NAME.
 """
 
 import argparse
@@ -27,15 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of linclf_train.py")
     parser.add_argument("--output", metavar="FOLDER", help="also write report.md, report.csv and report.png there")
     parser.add_argument("--summary", action="store_true", help="print each run's accuracy table instead")
+    parser.add_argument("--baseline", metavar="NAME", help="method to compare the others with; default: the first")
     options = parser.parse_args(arguments)
-    if options.summary and options.output:
-        parser.error("--output goes with the report, not with --summary")
+    if options.summary and (options.output or options.baseline):
+        parser.error("--output and --baseline go with the report, not with --summary")
     try:
         if options.summary:
             print(summarise(options.runs), end="")
         else:
             runs = load_runs(options.runs)
-            groups, differing = aggregate(runs), differences(runs)
+            groups, differing = aggregate(runs, options.baseline), differences(runs)
             if options.output:
                 write_report(groups, options.output, differing)
             print(to_markdown(groups, differing), end="")

@@ -7,10 +7,12 @@ import os
 import time
 
 import numpy as np
+import pandas as pd
 
-from datasets.selection import get_protocol
+from datasets.selection import few_of_each_class, get_protocol
 from utils.evaluation.embeddings import cache_beside, make_embedder
-from utils.evaluation.probes import Embedded, confusion_matrix, get_probe
+from utils.evaluation.finetune import Sounds
+from utils.evaluation.probes import Embedded, confusion_matrix, count_pairs, get_probe, list_predictions, predicted
 from utils.evaluation.saved import load_encoder
 from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
@@ -62,7 +64,8 @@ class Evaluation:
     def __init__(self, brain_class, run):
         self.brain_class, self.run, self.hparams, self.data = brain_class, run, run.hparams, run.data
         hparams, data = run.hparams, run.data
-        self.probe = get_probe(hparams)
+        self.probe, self.few_shot = get_probe(hparams), hparams.get("few_shot")
+        self.needs_audio = getattr(self.probe, "needs_audio", False)
         self.protocol = get_protocol(hparams["linclf_train_type"])
         modules = {name: module for name, module in hparams["modules"].items() if name in FRONT_END}
         self.untrained_front_end = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
@@ -89,7 +92,8 @@ class Evaluation:
         Raises
         ------
         InputError
-            Too many encoders, a stage without clips, or weights of another architecture.
+            Too many encoders, a stage without clips, fewer clips than few_shot asks for, or weights of another
+            architecture.
         """
         kind, n_tasks = self.hparams["linclf_train_type"], self.data.n_tasks
         if not self.every_task and len(folders) > n_tasks:
@@ -105,14 +109,35 @@ class Evaluation:
             load_encoder(folder, self.hparams["modules"])
 
     def rows(self, t):
-        """Return the clips of stage `t`: {"train": rows, "valid": rows, "test": rows}."""
+        """Return the clips of stage `t`: {"train": rows, "valid": rows, "test": rows}.
+
+        With `few_shot`, the training rows are those of any draw.
+        """
         keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
         test_tasks = self.protocol.test_tasks(t, self.data.n_tasks)
+        train = self.protocol.train(self.splits["train"], t, keep, seed)
+        if self.few_shot is not None:
+            drawn = pd.Index(np.concatenate([draw.index for draw in self._few(train)]))
+            train = train[train.index.isin(drawn)]
         return {
-            "train": self.protocol.train(self.splits["train"], t, keep, seed),
+            "train": train,
             "valid": self.protocol.valid(self.splits["valid"], t, keep, seed),
             "test": self.splits["test"][self.splits["test"]["task"].isin(list(test_tasks))],
         }
+
+    def draws(self, t):
+        """List the places in the training rows of stage `t` that each probe of it is trained on: all, or few-shot."""
+        rows = self.rows(t)["train"]
+        if self.few_shot is None:
+            return [np.arange(len(rows))]
+        keep, seed = self.hparams["replay_num_keep"], self.hparams["seed"]
+        whole = self.protocol.train(self.splits["train"], t, keep, seed)
+        return [rows.index.get_indexer(draw.index) for draw in self._few(whole)]
+
+    def _few(self, rows):
+        """List the rows of each few-shot draw."""
+        n, seed = self.hparams.get("few_shot_draws", 5), self.hparams["seed"]
+        return [few_of_each_class(rows, self.few_shot, draw, seed) for draw in range(n)]
 
     def judge(self, t, embedder, cache, path, what, encoder_key=None):
         """Train and test the probe of stage `t`, unless `path` holds the result for the same encoder and clips.
@@ -122,8 +147,10 @@ class Evaluation:
         Returns
         -------
         dict
-            `confusion` ([C, C] lists of counts), `valid_accuracy`, what the probe's `about` has (the linear probe's:
-            `epoch`, the best), `seconds`, and `key`, a digest of the encoder and the clips.
+            `confusion` ([C, C] lists of counts, the sum over few-shot draws), `predictions` (lists by test clip:
+            `clip`, `task`, `true`; and by draw and clip: `predicted`, `score`), `valid_accuracy`, what the probe's
+            `about` has (the linear probe's: `epoch`, the best; means over few-shot draws), `seconds`, and `key`, a
+            digest of the encoder and the clips.
         """
         begun, rows = time.monotonic(), self.rows(t)
         clips = np.concatenate([split["clip"].to_numpy() for split in rows.values()])
@@ -134,10 +161,15 @@ class Evaluation:
         if saved.get("key") == key:
             logger.info("%s: judged already", what)
             return saved
-        about, confusion = self._fit_and_test(rows, cache.get(embedder, self.data.store, clips, what, encoder_key))
-        result = {"key": key, "confusion": confusion.tolist(), **about, "seconds": time.monotonic() - begun}
+        vectors = None if self.needs_audio else cache.get(embedder, self.data.store, clips, what, encoder_key)
+        about, found = self._fit_and_test(rows, vectors, self.draws(t))
+        true = rows["test"]["label"].to_numpy()
+        confusion = sum(count_pairs(true, labels, len(self.data.classes)) for labels, _ in found)
+        predictions = list_predictions(rows["test"], found)
+        result = {"key": key, "confusion": confusion.tolist(), "predictions": predictions, **about}
+        result["seconds"] = time.monotonic() - begun
         write_json(path, result)
-        epoch = f", best of {self.hparams['number_of_epochs']} epochs {about['epoch']}" if "epoch" in about else ""
+        epoch = f", best of {self.hparams['number_of_epochs']} epochs {about['epoch']:g}" if "epoch" in about else ""
         logger.info(
             "%s: %d training clips%s (valid %.1f %%), test %.1f %%, %.1f s",
             what, len(rows["train"]), epoch, 100 * about["valid_accuracy"],
@@ -145,21 +177,38 @@ class Evaluation:
         )  # fmt: skip
         return result
 
-    def _fit_and_test(self, rows, vectors):
-        """Train the probe on the training rows' vectors. Return what is recorded of it, and the test confusions."""
-        if self.hparams["standardise"]:
-            vectors = standardise(vectors, len(rows["train"]))
-        ends = np.cumsum([len(split) for split in rows.values()])[:-1]
-        parts = {
-            name: Embedded(part, split["label"].to_numpy())
-            for (name, split), part in zip(rows.items(), np.split(vectors, ends), strict=True)
-        }
+    def _fit_and_test(self, rows, vectors, draws):
+        """Train a probe on each draw of training rows, and test it.
+
+        Return what is recorded of the probes, the mean over draws, and (labels, scores) of the test rows by draw.
+        """
         n_classes, given = len(self.data.classes), {"run": self.run, "brain_class": self.brain_class}
-        clips = (parts["train"], parts["valid"], n_classes, self.protocol.balanced)
-        predict = call_with_keys(self.probe, {**self.hparams, **given}, *clips)
-        valid = confusion_matrix(predict, parts["valid"], n_classes)
-        about = {**getattr(predict, "about", {}), "valid_accuracy": float(np.trace(valid) / max(valid.sum(), 1))}
-        return about, confusion_matrix(predict, parts["test"], n_classes)
+        about, found = [], []
+        for draw in draws:
+            parts = self._parts(rows, vectors, draw, last=len(found) == len(draws) - 1)
+            clips = (parts["train"], parts["valid"], n_classes, self.protocol.balanced)
+            predict = call_with_keys(self.probe, {**self.hparams, **given}, *clips)
+            valid = confusion_matrix(predict, parts["valid"], n_classes)
+            accuracy = float(np.trace(valid) / max(valid.sum(), 1))
+            about.append({**getattr(predict, "about", {}), "valid_accuracy": accuracy})
+            found.append(predicted(predict, parts["test"]))
+        mean = about[0] if len(about) == 1 else {key: float(np.mean([a[key] for a in about])) for key in about[0]}
+        return mean, found
+
+    def _parts(self, rows, vectors, draw, last):
+        """Return what a probe is given of each split; standardised by the draw's training rows, if asked for."""
+        if self.needs_audio:
+            chosen = {**rows, "train": rows["train"].iloc[draw]}
+            return {name: Sounds(split, self.data.store) for name, split in chosen.items()}
+        n_train, few = len(rows["train"]), len(draw) < len(rows["train"])
+        labels = {name: split["label"].to_numpy() for name, split in rows.items()}
+        if few:
+            vectors, labels["train"] = np.concatenate([vectors[draw], vectors[n_train:]]), labels["train"][draw]
+        if self.hparams["standardise"]:
+            vectors = standardise(vectors if few or last else vectors.copy(), len(labels["train"]))
+        ends = np.cumsum([len(part) for part in labels.values()])[:-1]
+        pairs = zip(labels.items(), np.split(vectors, ends), strict=True)
+        return {name: Embedded(part, split) for (name, split), part in pairs}
 
 
 def _judged(path, n_classes):
@@ -171,6 +220,9 @@ def _judged(path, n_classes):
         return {}
     try:
         saved = read_json(path)
+        if "confusion" in saved and "predictions" not in saved:
+            logger.info("%s is of an earlier version, without predictions: that encoder is judged again.", path)
+            return {}
         confusion = np.array(saved["confusion"])
         if confusion.ndim == 2 and len(confusion) == confusion.shape[1] < n_classes:
             confusion = np.pad(confusion, (0, n_classes - len(confusion)))

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.heads import Classifier
 from utils.evaluation.embeddings import cache_beside, make_embedder
-from utils.evaluation.probes import Embedded, LinearPredictor, confusion_matrix
+from utils.evaluation.probes import Embedded, LinearPredictor, count_pairs, list_predictions, predicted
 from utils.run.processes import main_only
 from utils.training.checkpoints import load_weights
 from utils.training.context import FRONT_END, handed_on
@@ -67,8 +67,10 @@ class TaskTests:
         heads = [self.network[name] for name in ("sup_projector", "classifier") if name in self.network]
         if isinstance(heads[-1], Classifier):  # classes that came after the task can't be its answer
             heads[-1] = heads[-1].without_new()
-        confusion = confusion_matrix(LinearPredictor(nn.Sequential(*heads), {}), clips, len(self.data.classes))
-        return {"confusion": confusion, "seconds": time.monotonic() - begun}
+        labels, scores = predicted(LinearPredictor(nn.Sequential(*heads), {}), clips)
+        confusion = count_pairs(clips.labels, labels, len(self.data.classes))
+        predictions = list_predictions(rows, [(labels, scores)])
+        return {"confusion": confusion, "predictions": predictions, "seconds": time.monotonic() - begun}
 
     @main_only
     def results(self) -> dict:

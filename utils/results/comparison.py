@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from datasets.selection import PROTOCOLS
+from utils.io.errors import InputError
+from utils.results.intervals import FLOOR, Bootstrap, Difference, Interval
 from utils.results.judged import COSTS, Judged
+from utils.results.protocols import with_probe
 
 
 class Group(NamedTuple):
@@ -29,11 +32,17 @@ class Column(NamedTuple):
     name: str
     metric: str  # of `METRICS` or `COSTS`
     protocol: str = ""  # none for a cost
+    probe: str = "linear"
+    few_shot: int | None = None
 
     @property
     def is_cost(self) -> bool:
         """Whether the column is a cost of training, which has no floor."""
         return not self.protocol
+
+    def is_of(self, run: Judged) -> bool:
+        """Tell whether a run was judged by the column's protocol and probe."""
+        return (run.protocol, run.probe, run.few_shot) == (self.protocol, self.probe, self.few_shot)
 
 
 class Cell(NamedTuple):
@@ -44,24 +53,34 @@ class Cell(NamedTuple):
     mean: float
     std: float  # sample standard deviation; NaN for fewer than two seeds
     floor: float  # mean over the same seeds
+    interval: Interval | None = None
+    floor_interval: Interval | None = None
+    difference: Difference | None = None  # from the baseline; None for the baseline itself and for a cost
 
 
 Groups = dict[Group, dict[Column, Cell]]
 
 
-def aggregate(runs: Sequence[Judged]) -> Groups:
-    """Group evaluations by dataset, encoder and method, and take means over seeds.
+def aggregate(runs: Sequence[Judged], baseline: str | None = None) -> Groups:
+    """Group evaluations by dataset, encoder and method, and take means over seeds, with intervals and differences.
 
     Parameters
     ----------
     runs : sequence of Judged
-        At most one for each dataset, encoder, method, protocol and seed, as `load_runs` returns them.
+        At most one for each dataset, encoder, method, protocol, probe and seed, as `load_runs` returns them.
+    baseline : str, optional
+        The method that the others of its dataset and encoder are compared with; by default the first of them.
 
     Returns
     -------
     dict of Group to dict of Column to Cell
         All groups have all columns. Groups of one dataset and encoder are adjacent, offline ones last, otherwise in the
         order of the runs.
+
+    Raises
+    ------
+    InputError
+        No run is of the baseline.
     """
     columns = _columns(runs)
     continual = {run.dataset for run in runs if run.encoder_tasks != 1}
@@ -72,7 +91,28 @@ def aggregate(runs: Sequence[Judged]) -> Groups:
         members.setdefault(Group(run.dataset, run.encoder, run.method, offline), []).append(run)
     places = list(dict.fromkeys((group.dataset, group.encoder) for group in members))
     order = sorted(members, key=lambda group: (places.index((group.dataset, group.encoder)), group.offline))
-    return {group: {column: _cell(members[group], column) for column in columns} for group in order}
+    bases, bootstrap, found = _baselines(order, baseline), Bootstrap(), {}
+    for group in order:
+        base = bases.get(group)
+        found[group] = {column: _cell(members[group], column, members.get(base, ()), bootstrap) for column in columns}
+        for column, cell in found[group].items():
+            if cell.difference:
+                found[group][column] = cell._replace(difference=cell.difference._replace(baseline=base.label))
+    return found
+
+
+def _baselines(groups, name):
+    """Find the group that each group is compared with; a baseline itself, or a group without one, has none."""
+    if name is not None and name not in {known for group in groups for known in (group.method, group.label)}:
+        methods = ", ".join(dict.fromkeys(group.label for group in groups))
+        raise InputError(f"--baseline={name}: no run is of that method; there are {methods}")
+    found = {}
+    for group in groups:
+        here = [other for other in groups if (other.dataset, other.encoder) == (group.dataset, group.encoder)]
+        named = [g for g in here if name in (None, g.label)] or [g for g in here if name == g.method]
+        if named and named[0] != group:
+            found[group] = named[0]
+    return found
 
 
 def _repeat(run, with_folds):
@@ -82,31 +122,35 @@ def _repeat(run, with_folds):
 
 def _columns(runs):
     """List the columns: accuracy under each protocol, forgetting and BWT where classes don't grow, costs."""
-    first = {}
+    first, names = {}, {}
     for run in runs:
-        first.setdefault(run.protocol, run)
-    order = [name for name in PROTOCOLS if name in first] + [name for name in first if name not in PROTOCOLS]
-    titles = [run.protocol_title for run in first.values()]
-    columns = []
-    for name in order:
-        title = first[name].protocol_title
-        columns.append(Column(title if titles.count(title) == 1 else f"{title} ({name})", "acc", name))
-    for name in order:
-        if not first[name].classes_grow:
-            columns += [Column(f"Forgetting ({name})", "forgetting", name), Column(f"BWT ({name})", "bwt", name)]
+        first.setdefault((run.protocol, run.probe, run.few_shot), run)
+        names.setdefault(run.protocol, run.protocol_title)
+    protocols = [name for name in PROTOCOLS if name in names] + [name for name in names if name not in PROTOCOLS]
+    order = sorted(first, key=lambda judged: (protocols.index(judged[0]), judged[2] or 0, judged[1] != "linear"))
+    columns, titles = [], list(names.values())
+    for name, *probe in order:
+        title = names[name] if titles.count(names[name]) == 1 else f"{names[name]} ({name})"
+        columns.append(Column(with_probe(title, *probe), "acc", name, *probe))
+    for name, *probe in order:
+        if not first[name, *probe].classes_grow:
+            place = with_probe(name, *probe)
+            columns.append(Column(f"Forgetting ({place})", "forgetting", name, *probe))
+            columns.append(Column(f"BWT ({place})", "bwt", name, *probe))
     return columns + [Column(cost, cost) for cost in COSTS]
 
 
-def _cell(runs, column):
-    """Take mean and spread over the seeds and folds of a group's runs."""
-    with_folds = len({run.folds for run in runs}) > 1
+def _cell(runs, column, base, bootstrap):
+    """Take mean and spread over the seeds and folds of a group's runs, with intervals."""
+    with_folds, intervals = len({run.folds for run in runs}) > 1, {}
     if column.is_cost:  # of the encoder, so the same in all its evaluations
         values, floors = [(_repeat(run, with_folds), run.costs[column.metric]) for run in runs], []
     else:
-        used = [run for run in runs if run.protocol == column.protocol]
+        used = [run for run in runs if column.is_of(run)]
         values, floors = (
             [(_repeat(run, with_folds), getattr(run, of)[column.metric]) for run in used] for of in ("metrics", "floor")
         )
+        intervals = _intervals(used, column, base, bootstrap)
     values = {seed: value for seed, value in sorted(values) if math.isfinite(value)}
     floors = [floor for seed, floor in floors if seed in values and math.isfinite(floor)]
     return Cell(
@@ -115,7 +159,27 @@ def _cell(runs, column):
         mean=statistics.fmean(values.values()) if values else math.nan,
         std=statistics.stdev(values.values()) if len(values) > 1 else math.nan,
         floor=statistics.fmean(floors) if floors else math.nan,
+        **intervals,
     )
+
+
+def _intervals(runs, column, base, bootstrap):
+    """Return the intervals of a cell, and its difference from the baseline's runs of the same seeds and folds."""
+    metric = column.metric
+    trained = sorted(_known(runs, column), key=lambda run: (run.seed, run.folds))
+    floors = [run for run in trained if math.isfinite(run.floor[metric])]
+    partners = {(run.seed, run.folds): run for run in _known(base, column)}
+    pairs = [(run, partners[run.seed, run.folds]) for run in trained if (run.seed, run.folds) in partners]
+    return {
+        "interval": bootstrap.interval(trained, metric) if trained else None,
+        "floor_interval": bootstrap.interval(floors, metric, FLOOR) if floors else None,
+        "difference": bootstrap.difference(pairs, metric),
+    }
+
+
+def _known(runs, column):
+    """List the runs that have a value in a column."""
+    return [run for run in runs if column.is_of(run) and math.isfinite(run.metrics[column.metric])]
 
 
 def seeds_of(cells: dict[Column, Cell]) -> list[int]:

@@ -9,22 +9,22 @@ from datasets.selection import PROTOCOLS
 from utils.io.errors import InputError
 from utils.io.files import read_json
 from utils.results.metrics import METRICS
-from utils.results.protocols import OWN_TEST, find_protocol
+from utils.results.protocols import OWN_TEST, find_protocol, with_probe
 from utils.run.keys import FOLD_KEYS
 
 COSTS = ("train_seconds", "peak_memory_bytes")  # of the encoder's training
 # Settings and conditions that should be equal where methods are compared. Of settings.json: the precisions, and how a
 # protocol's classifier was trained. Of metrics.json: how the encoder was trained, and what the protocol was.
 PRECISIONS = ("precision", "eval_precision")
-PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep")
+PROBE_SETTINGS = ("number_of_epochs", "batch_size", "lr", "standardise", "replay_num_keep", "few_shot_draws")
 TRAINING = ("train_device", "train_precision", "train_commit", "train_torch", "train_threads", "train_data",
             "train_start_from")  # fmt: skip
 PROTOCOL = ("protocol_title", "classes_grow")
 # Of versions.json, what is no condition.
 NO_CONDITION = ("command", "started", "earlier_starts", "classes", "tasks", "added_tasks", "start_from")
 # Settings that are no condition: they name a row or a column of the table, or say where files are.
-NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "ssl_checkpoints_dir", "encoders",
-         "data_folder", *FOLD_KEYS)  # fmt: skip
+NAMED = ("experiment_name", "method", "seed", "linclf_train_type", "probe", "few_shot", "ssl_checkpoints_dir",
+         "encoders", "data_folder", *FOLD_KEYS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Judged:
     protocol: str
     protocol_title: str
     classes_grow: bool  # see `datasets.selection.Protocol`
+    probe: str  # see `utils.evaluation.probes.PROBES`
+    few_shot: int | None  # clips of each class that the probe is trained on; None: all
     method: str
     encoder: str
     dataset: str
@@ -60,16 +62,16 @@ def load_run(folder: str | Path) -> Judged:
     if not file.is_file():
         raise InputError(f"No metrics.json in {folder}: is it the run folder of a finished linclf_train.py?")
     record = _read_object(file)
+    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
+    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
     try:
-        fields = _fields(record)
+        fields = _fields(record, settings)
     except KeyError as error:
         raise InputError(f"{file} has no key {error}: was it written by linclf_train.py?") from None
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{file} was not written by linclf_train.py: {error}") from None
     if fields["protocol_title"] is None or fields["classes_grow"] is None:
         raise InputError(f"{file}: unknown protocol {fields['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    files = {name: folder / f"{name}.json" for name in ("versions", "settings")}
-    versions, settings = (_read_object(file) if file.is_file() else {} for file in files.values())
     folds = " | ".join(" ".join(str(settings[key]).strip("[]").split()) for key in FOLD_KEYS if key in settings)
     conditions = _conditions(record, versions, settings, folds)
     return Judged(folder=folder, folds=folds, conditions=conditions, **fields)
@@ -83,8 +85,8 @@ def _read_object(file):
         raise InputError(f"{file} is damaged ({error}): run that evaluation again, or leave it out") from None
 
 
-def _fields(record):
-    """Read from a metrics.json what `Judged` has.
+def _fields(record, settings):
+    """Read from a metrics.json what `Judged` has; from settings.json the probe, which older versions only had there.
 
     `protocol_title` and `classes_grow` are None where the file, of an older version, lacks them and the protocol is not
     known here either.
@@ -93,6 +95,9 @@ def _fields(record):
     fields = {key: _typed(record[key], str, f"{key} is no text") for key in names}
     fields |= {key: {name: _number(record[key].get(name)) for name in METRICS} for key in ("metrics", "floor")}
     fields |= {"seed": int(record["seed"]), "costs": {key: _number(record.get(key)) for key in COSTS}}
+    probe = record.get("probe", settings.get("probe", "linear"))
+    fields["probe"] = _typed(probe, str, "probe is no text")
+    fields["few_shot"] = _typed(record.get("few_shot"), int | None, "few_shot is no number")
     fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks is no number")
     known = find_protocol(fields["protocol"])
     title, grow = (known.title, known.classes_grow) if known else (None, None)
@@ -116,7 +121,8 @@ def _conditions(record, versions, settings, folds):
 
     The digest of the data depends on the folds.
     """
-    place = f"{record['dataset']} {record['protocol']}"
+    probe, few_shot = record.get("probe", settings.get("probe", "linear")), record.get("few_shot")
+    place = with_probe(f"{record['dataset']} {record['protocol']}", probe, few_shot)
     found = {key: value for key, value in versions.items() if key not in NO_CONDITION}
     found |= {key: settings.get(key) for key in PRECISIONS} | {key: record.get(key) for key in TRAINING}
     split = f", folds {folds}" if folds else ""
@@ -150,12 +156,13 @@ def load_runs(folders: Iterable[str | Path], own_tests: bool = False) -> list[Ju
         run = load_run(folder)
         if run.protocol == OWN_TEST and not own_tests:
             raise InputError(f"{folder} has sup_train.py's own test: give linclf_train.py's run folders")
-        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, run.protocol, run.seed, run.folds)
+        judged = (run.protocol, run.probe, run.few_shot)
+        place = (run.dataset, run.encoder, run.method, run.encoder_tasks == 1, *judged, run.seed, run.folds)
         if place in places:
             raise InputError(
-                f"{places[place]} and {folder} are both {run.protocol}, {run.method}, {run.encoder}, {run.dataset}, "
-                f"seed {run.seed}{', the same folds' if run.folds else ''}: give one of them, they can't be averaged "
-                "as two seeds"
+                f"{places[place]} and {folder} are both {with_probe(*judged)}, {run.method}, {run.encoder}, "
+                f"{run.dataset}, seed {run.seed}{', the same folds' if run.folds else ''}: give one of them, they "
+                "can't be averaged as two seeds"
             )
         places[place] = folder
         runs.append(run)

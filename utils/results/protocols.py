@@ -14,6 +14,12 @@ def find_protocol(name: str) -> Protocol | None:
     return _OWN_TEST if name == OWN_TEST else PROTOCOLS.get(name)
 
 
+def with_probe(title: str, probe: str, few_shot: int | None = None) -> str:
+    """Add the probe to a protocol's title: "LEP", "LEP knn", "LEP 16-shot", "LEP knn 16-shot"."""
+    shots = f"{few_shot}-shot" if few_shot else ""
+    return " ".join(filter(None, (title, probe if probe != "linear" else "", shots)))
+
+
 def growing() -> list[str]:
     """List the protocols under which the classifier chooses among more classes after each task."""
     return [name for name, protocol in PROTOCOLS.items() if protocol.classes_grow]

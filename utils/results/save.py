@@ -20,7 +20,8 @@ from utils.results.metrics import (
     per_class_accuracy,
     write_table,
 )
-from utils.results.protocols import OWN_TEST, find_protocol
+from utils.results.predictions import FILE, confusions_by_draw, write_predictions
+from utils.results.protocols import OWN_TEST, find_protocol, with_probe
 from utils.results.summary import summarise
 from utils.run.costs import read_costs
 from utils.run.experiment import Run
@@ -45,12 +46,14 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
     """
     hparams, data, settings = run.hparams, run.data, run.settings
     folder, kind = run.folder, hparams.get("linclf_train_type", OWN_TEST)
+    probe = hparams.get("probe", "linear")
     protocol = find_protocol(kind)
     task_of_class = np.full(len(data.classes), -1)
     task_of_class[data.rows["label"]] = data.rows["task"]
     tasks = [list(protocol.test_tasks(t, data.n_tasks)) for t in range(len(results["trained"]))]
     confusions = {name: [np.array(r["confusion"]) for r in results[name]] for name in ("trained", "floor")}
     tables = {name: accuracy_table(c, task_of_class, tasks) for name, c in confusions.items()}
+    by_draw = {name: confusions_by_draw(results[name], len(data.classes)) for name in ("trained", "floor")}
     # Row t of the table follows task t only on the stream of tasks that the encoder was trained on.
     same = all(trained.get(key) == settings[key] for key in ("dataset", "task_classes"))
     floor = None if protocol.classes_grow else tables["floor"][-1]  # what forward transfer compares with
@@ -60,24 +63,45 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
         "protocol": kind,
         "protocol_title": protocol.title,
         "classes_grow": protocol.classes_grow,
+        "probe": probe,
+        "few_shot": hparams.get("few_shot"),
         "method": hparams.get("method") or trained.get("experiment_name", "encoder"),
         "encoder": encoder_name(hparams["modules"]["embedding_model"]),
         "dataset": data.source,
         "seed": int(trained.get("seed", hparams["seed"])),
         "metrics": _metrics(tables["trained"], confusions["trained"][-1], floor, same),
         "floor": _metrics(tables["floor"], confusions["floor"][-1], floor, same),
+        **_spread(by_draw, task_of_class, tasks, protocol, same),
         "clips_embedded": results["n_embedded"],
         **_training(encoders, trained),
         "seconds": _seconds(results),
     }
     write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
-    _save_confusion(folder, confusions, data.classes)
+    write_predictions(os.path.join(folder, FILE), results, data.classes)
+    _save_confusion(folder, confusions, data.classes, max(1, len(by_draw["trained"])))
     _draw(folder, tables, confusions, tasks, task_of_class, data, record, same)
     logger.info("\n%s", summarise([folder]))
 
 
 def _metrics(table, last_confusion, floor, same):
     return {**continual_metrics(table, floor, aligned=same), "micro_accuracy": micro_accuracy(last_confusion)}
+
+
+def _spread(by_draw, task_of_class, tasks, protocol, same):
+    """Return the sample standard deviation of each metric over few-shot draws; empty without several draws."""
+    if min(map(len, by_draw.values())) < 2:
+        return {}
+    found = {"trained": [], "floor": []}
+    for pair in zip(by_draw["trained"], by_draw["floor"], strict=True):
+        tables = [accuracy_table(confusions, task_of_class, tasks) for confusions in pair]
+        floor = None if protocol.classes_grow else tables[1][-1]
+        for name, table, confusions in zip(found, tables, pair, strict=True):
+            found[name].append(_metrics(table, confusions[-1], floor, same))
+    spread = {
+        name: {key: float(np.std([m[key] for m in metrics], ddof=1)) for key in metrics[0]}
+        for name, metrics in found.items()
+    }
+    return {"metrics_std": spread["trained"], "floor_std": spread["floor"]}
 
 
 def _seconds(results):
@@ -113,14 +137,14 @@ def _start(record):
     return f"task {record['task']} of {os.path.basename(record['run'])}, weights {record['weights']}"
 
 
-def _save_confusion(folder, confusions, classes):
-    """Write the last encoder's confusion matrix, and its accuracy by class beside the floor's."""
+def _save_confusion(folder, confusions, classes, n_draws):
+    """Write the last encoder's confusion matrix, summed over few-shot draws, and its accuracy by class."""
     matrix = pd.DataFrame(confusions["trained"][-1], index=classes, columns=classes)
     write_atomically(os.path.join(folder, "confusion_matrix.csv"), matrix.to_csv(index_label="true class"))
     by_class = pd.DataFrame(
         {
             "class": classes,
-            "clips": confusions["trained"][-1].sum(1),
+            "clips": confusions["trained"][-1].sum(1) // n_draws,
             "accuracy": per_class_accuracy(confusions["trained"][-1]),
             "floor": per_class_accuracy(confusions["floor"][-1]),
         }
@@ -130,7 +154,8 @@ def _save_confusion(folder, confusions, classes):
 
 def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
     path, classes_grow = Path(folder), record["classes_grow"]
-    title = f"{record['method']} on {record['dataset']}, {record['protocol_title']}"
+    protocol_title, probe, few_shot = (record[key] for key in ("protocol_title", "probe", "few_shot"))
+    title = f"{record['method']} on {record['dataset']}, {with_probe(protocol_title, probe, few_shot)}"
     plot_accuracy_table(tables["trained"], path / "accuracy_table.png", data.task_names(), title, classes_grow)
     in_choice = [np.isin(task_of_class, stage).sum() for stage in tasks]
     plot_accuracy_over_tasks(

@@ -9,7 +9,7 @@ from datasets.selection import PROTOCOLS
 from utils.io.errors import InputError
 from utils.results.judged import Judged, load_runs
 from utils.results.metrics import read_table
-from utils.results.protocols import OWN_TEST, fixed, growing, in_words
+from utils.results.protocols import OWN_TEST, fixed, growing, in_words, with_probe
 from utils.results.tables import SIGNED, Scale
 
 OWN_TEST_HEADING = "Test of the classifier trained with the encoder"
@@ -70,7 +70,8 @@ def _heading(run):
     if run.protocol == OWN_TEST:
         return OWN_TEST_HEADING
     same = run.protocol_title.lower() == run.protocol
-    return run.protocol_title if same else f"{run.protocol_title} ({run.protocol})"
+    title = run.protocol_title if same else f"{run.protocol_title} ({run.protocol})"
+    return with_probe(title, run.probe, run.few_shot)
 
 
 def _beside_floor(run, metric, label):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from datasets.selection import PROTOCOLS
 from utils.io.files import write_atomically
 from utils.results.comparison import Cell, Column, Groups, seeds_of
-from utils.results.figures.comparison import plot_report
+from utils.results.figures.comparison import plot_differences, plot_report
+from utils.results.intervals import Difference, Interval
 from utils.results.protocols import fixed, in_words
 
 SIGNED = ("forgetting", "bwt", "fwt")  # metrics that are shown with a plus
@@ -23,6 +24,10 @@ COST_UNITS = {
 CELL_NOTE = """\
 In percent: mean ± sample standard deviation over seeds and folds, their number in brackets where a cell has fewer than
 its row; the row "floor" is the same evaluation of random weights.
+"""
+DIFFERENCE_NOTE = """\
+A row "minus" is the mean difference from the baseline, over the seeds and folds that both have. It ends in ~ where its
+interval holds 0: these runs show no difference. A difference of a single old run has no interval, and shows nothing.
 """
 OFFLINE_NOTE = """\
 A method marked (offline) was trained on all classes at once: what the others, which learn task by task, could reach.
@@ -91,9 +96,13 @@ def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
     for group, cells in groups.items():
         n = len(seeds_of(cells))
         values = (_mean_and_spread(cells[column], scale, n) for column, scale in shown.items())
-        floors = ("" if column.is_cost else scale.text(cells[column].floor) for column, scale in shown.items())
+        floors = ("" if column.is_cost else _floor(cells[column], scale) for column, scale in shown.items())
         rows += [[group.dataset, group.encoder, group.label, str(n), *values], ["", "", "floor", "", *floors]]
-    parts = [_table(rows), CELL_NOTE + _protocol_note(shown)]
+        baselines = [cells[column].difference.baseline for column in shown if cells[column].difference]
+        if baselines:
+            differences = (_difference(cells[column].difference, scale) for column, scale in shown.items())
+            rows.append(["", "", f"minus {baselines[0]}", "", *differences])
+    parts = [_table(rows), CELL_NOTE + _interval_note(groups) + _protocol_note(shown)]
     parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
     parts[1] += COST_NOTE if any(column.is_cost for column in shown) else ""
     for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
@@ -105,7 +114,41 @@ def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
 def _mean_and_spread(cell: Cell, scale: Scale, n_seeds: int) -> str:
     n = len(cell.values)
     spread = f" ± {scale._replace(signed=False).text(cell.std)}" if n > 1 else ""
-    return f"{scale.text(cell.mean)}{spread}" + (f" ({n})" if 0 < n < n_seeds else "")
+    lacking = f" ({n})" if 0 < n < n_seeds else ""
+    return f"{scale.text(cell.mean)}{spread}{_range(cell.interval, scale)}{lacking}"
+
+
+def _floor(cell, scale):
+    return scale.text(cell.floor) + _range(cell.floor_interval, scale)
+
+
+def _range(interval: Interval | None, scale: Scale) -> str:
+    return f" [{scale.text(interval.low)}, {scale.text(interval.high)}]" if interval else ""
+
+
+def _difference(difference: Difference | None, scale: Scale) -> str:
+    """Format a difference with its interval; a ~ says that it is none."""
+    if difference is None:
+        return ""
+    signed = scale._replace(signed=True)
+    none = "" if difference.is_shown else " ~"
+    return f"{signed.text(difference.mean)}{_range(difference.interval, signed)}{none}"
+
+
+def _interval_note(groups: Groups) -> str:
+    """Say what the intervals are over, and which cells have them over less, or none."""
+    cells = [cell for row in groups.values() for column, cell in row.items() if cell.values and not column.is_cost]
+    said = {
+        "clips and runs": "over test clips, and over seeds and folds",
+        "clips": "over test clips alone where a method has one run",
+        "runs": "over seeds and folds alone where a run of an earlier version has no predictions.csv",
+    }
+    overs = [said[over] for over in said if any(cell.interval and cell.interval.over == over for cell in cells)]
+    lines = [f"In square brackets a 95 % interval, by bootstrap {'; '.join(overs)}."] if overs else []
+    if any(cell.interval is None for cell in cells):
+        lines.append("A cell without an interval has one run, of an earlier version, without predictions.csv.")
+    text = "".join(f"{textwrap.fill(line, 119)}\n" for line in lines)
+    return text + (DIFFERENCE_NOTE if any(cell.difference for cell in cells) else "")
 
 
 def _table(rows):
@@ -144,14 +187,24 @@ def to_csv(groups: Groups) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ["dataset", "encoder", "method", "offline", "column", "mean", "std", "floor", "n_seeds", "seeds", "values"]
-    writer.writerow(names)
+    intervals = ("low", "high", "over", "floor_low", "floor_high", "difference", "difference_low", "difference_high")
+    writer.writerow([*names, *intervals])
     for group, cells in groups.items():
         for column, cell in cells.items():
             if cell.values:
                 numbers = ("" if math.isnan(value) else value for value in (cell.mean, cell.std, cell.floor))
                 lists = (" ".join(map(str, values)) for values in (cell.seeds, cell.values))
-                writer.writerow([*group[:3], int(group.offline), column.name, *numbers, len(cell.values), *lists])
+                shown = [*group[:3], int(group.offline), column.name, *numbers, len(cell.values), *lists]
+                writer.writerow([*shown, *_csv_intervals(cell)])
     return text.getvalue()
+
+
+def _csv_intervals(cell):
+    """List a cell's interval, what it is over, its floor's, and its difference with its interval; "" for none."""
+    none, difference = ("", "", ""), cell.difference
+    own, floor = cell.interval or none, cell.floor_interval or none
+    differs = (difference.mean, *(difference.interval or none)[:2]) if difference else none
+    return [*own, *floor[:2], *differs]
 
 
 def report_panels(groups: Groups) -> tuple[dict, set[str]]:
@@ -163,15 +216,42 @@ def report_panels(groups: Groups) -> tuple[dict, set[str]]:
             (scale.title if column.is_cost else f"{scale.title}, %"): (
                 [value / scale.unit for value in cells[column].values],
                 cells[column].floor / scale.unit,
+                _in_units(cells[column].interval, scale),
+                _in_units(cells[column].floor_interval, scale),
             )
             for column, scale in shown.items()
         }
     return panels, {group.label for group in groups if group.offline}
 
 
+def _in_units(interval, scale):
+    return (interval.low / scale.unit, interval.high / scale.unit) if interval else None
+
+
+def difference_panels(groups: Groups) -> tuple[dict, dict[str, str]]:
+    """Arrange the differences for `plot_differences`: its panels, and the baseline of each; empty without any."""
+    shown, panels, baselines = scales(groups), {}, {}
+    for group, cells in groups.items():
+        found = {column: cells[column].difference for column in shown if cells[column].difference}
+        if found:
+            name = f"{group.dataset}, {group.encoder}"
+            baselines[name] = next(iter(found.values())).baseline
+            panels.setdefault(name, {})[group.label] = {
+                f"{shown[column].title}, points": (
+                    difference.mean / shown[column].unit,
+                    _in_units(difference.interval, shown[column]),
+                )
+                for column, difference in found.items()
+            }
+    return panels, baselines
+
+
 def write_report(groups: Groups, folder: str | Path, differing: Sequence[str] = ()):
-    """Write ``report.md``, ``report.csv`` and ``report.png`` to a folder, which is made if missing."""
+    """Write ``report.md``, ``report.csv``, ``report.png`` and, where there are any, ``differences.png`` to a folder."""
     folder, (panels, ceilings) = Path(folder), report_panels(groups)
     plot_report(panels, folder / "report.png", ceilings)
+    differences, baselines = difference_panels(groups)
+    if differences:
+        plot_differences(differences, baselines, folder / "differences.png")
     write_atomically(folder / "report.md", to_markdown(groups, differing))
     write_atomically(folder / "report.csv", to_csv(groups))

@@ -127,6 +127,13 @@ KEYS = {
     "embedding_batch_size": Key(least=1),
     "standardise": Key("flag"),
     "probe": Key(before="linear"),
+    "few_shot": Key("mixed", least=1, before=""),
+    "few_shot_draws": Key(least=1, before=ANY),
+    "logistic_c": Key("mixed", before=ANY),
+    "knn_k": Key("mixed", before=ANY),
+    "knn_temperature": Key("mixed", before=ANY),
+    "finetune_lr": Key(least=0.0, before=ANY),
+    "finetune_duration": Key(least=0.05, before=ANY),
 }
 
 

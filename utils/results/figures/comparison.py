@@ -1,4 +1,4 @@
-"""The report's figure: methods compared, with floor and ceiling."""
+"""The report's figures: methods compared, with floor and ceiling; their differences from a baseline."""
 
 import textwrap
 from collections.abc import Collection
@@ -10,6 +10,9 @@ from utils.results.figures.canvas import COLOURS, FLOOR_LABEL, make_figure, save
 
 METHOD = {"color": COLOURS[0]}
 CEILING = {"color": COLOURS[2], "linestyle": "--", "linewidth": 1.4}
+INTERVAL = {"linewidth": 5, "alpha": 0.3, "solid_capstyle": "butt"}
+FLOOR_BAND = {"color": COLOURS[1], "alpha": 0.13, "linewidth": 0, "zorder": 1}
+NO_DIFFERENCE = {"color": "#777777", "markerfacecolor": "white"}
 FLOOR = {"color": COLOURS[1], "linewidth": 1.6}
 SEED = {"linestyle": "", "marker": "o", "markersize": 5, "alpha": 0.5, "markeredgewidth": 0}
 MEAN = {"linestyle": "", "marker": "|", "markersize": 13, "markeredgewidth": 2.5}
@@ -18,13 +21,14 @@ MEAN = {"linestyle": "", "marker": "|", "markersize": 13, "markeredgewidth": 2.5
 def plot_report(
     panels: dict[str, dict], path: str | Path, ceilings: Collection[str] = (), title: str = "Methods compared"
 ) -> Path:
-    """Draw methods x columns: a row per method, a dot for each seed, a bar at their mean, lines for floor and ceiling.
+    """Draw methods x columns: a row per method, a dot for each seed, mean and interval, lines for floor and ceiling.
 
     Parameters
     ----------
     panels : dict of str to dict
-        Per panel title, per method, per column: ``(values, floor)``, the seeds' values (list) and the floor (a number
-        or NaN), in the unit that the column's name gives. A column that was not run is absent, or its list is empty.
+        Per panel title, per method, per column: ``(values, floor)`` or ``(values, floor, interval, floor_interval)``:
+        the seeds' values (list), the floor (a number or NaN), and the 95 % intervals of mean and floor, (low, high) or
+        None; in the unit that the column's name gives. A column that was not run is absent, or its list is empty.
         Columns without any floor are amounts, time for example: they begin at 0 and have no ceiling.
     path : str or Path
         The PNG file.
@@ -45,26 +49,33 @@ def plot_report(
         row[0].set_title(name, loc="left", fontsize=10, fontweight="bold")
     floors = {name for panel in panels.values() for m in panel.values() for name in m if np.isfinite(m[name][1])}
     for axes, column in zip(grid[-1], columns, strict=True):
-        axes.set_xlabel(column)
+        axes.set_xlabel(textwrap.fill(column, 18))
         if column not in floors:
             _begin_at_zero(axes)
     figure.suptitle(title, fontsize=12)
     has_ceiling = any(method in ceilings for panel in panels.values() for method in panel)
-    handles, n = _legend_handles(has_ceiling), 4 if len(columns) > 2 else 2
+    drawn = [cell for panel in panels.values() for cells in panel.values() for cell in cells.values()]
+    has_interval = any(interval for cell in drawn for interval in cell[2:])
+    handles, n = _legend_handles(has_ceiling, has_interval), 5 if len(columns) > 2 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return save(figure, path)
 
 
 def _draw_panel(axes, methods, ceilings):
-    """Draw one column of one panel: {method: (values, floor)} from the top down."""
-    for y, (method, (values, floor)) in enumerate(methods.items()):
+    """Draw one column of one panel: {method: (values, floor, ...)} from the top down."""
+    for y, (method, (values, floor, *intervals)) in enumerate(methods.items()):
+        interval, floor_interval = intervals or (None, None)
         values = np.asarray([value for value in values if np.isfinite(value)])
         if y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+        if floor_interval:
+            axes.fill_betweenx([y - 0.5, y + 0.5], *floor_interval, **FLOOR_BAND)
         if np.isfinite(floor):  # a piece in each row: equal floors make one line
             axes.plot([floor, floor], [y - 0.5, y + 0.5], solid_capstyle="butt", **FLOOR)
         if len(values):
             style = CEILING if method in ceilings else METHOD
+            if interval:
+                axes.plot(interval, [y, y], **INTERVAL, color=style["color"])
             axes.plot(values, np.full(len(values), y), **SEED, color=style["color"])
             axes.plot(values.mean(), y, **MEAN, color=style["color"])
             if method in ceilings and np.isfinite(floor):
@@ -81,7 +92,7 @@ def _begin_at_zero(axes):
     axes.set_xlim(left=0)
 
 
-def _legend_handles(has_ceiling):
+def _legend_handles(has_ceiling, has_interval):
     from matplotlib.lines import Line2D
 
     handles = [
@@ -89,4 +100,62 @@ def _legend_handles(has_ceiling):
         Line2D([], [], **MEAN, color=METHOD["color"], label="mean"),
         Line2D([], [], **FLOOR, label=FLOOR_LABEL),
     ]
+    if has_interval:
+        handles.insert(2, Line2D([], [], **INTERVAL, color=METHOD["color"], label="95 % interval"))
     return handles + ([Line2D([], [], **CEILING, label="all classes at once (ceiling)")] if has_ceiling else [])
+
+
+def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: str | Path) -> Path:
+    """Draw the differences from a baseline: a row per method; grey and hollow where the interval holds 0.
+
+    Parameters
+    ----------
+    panels : dict of str to dict
+        Per panel title, per method, per column: ``(difference, interval)``, the interval (low, high) or None.
+    baselines : dict of str to str
+        Per panel title: the method that the others are compared with.
+    path : str or Path
+        The PNG file.
+    """
+    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
+    n_methods = [len(panel) for panel in panels.values()]
+    figure = make_figure(max(5.2, 2.4 + 1.7 * len(columns)), 1.6 + 0.45 * len(panels) + 0.34 * sum(n_methods))
+    grid = figure.subplots(
+        len(panels), len(columns), squeeze=False, sharex="col", sharey="row", height_ratios=n_methods
+    )
+    for row, (name, panel) in zip(grid, panels.items(), strict=True):
+        for axes, column in zip(row, columns, strict=True):
+            for y, cells in enumerate(panel.values()):
+                if y % 2:
+                    axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+                if column in cells:
+                    _draw_difference(axes, y, *cells[column])
+            axes.axvline(0, color="black", linewidth=0.9)
+            axes.set_ylim(len(panel) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            tidy(axes, grid="x")
+        row[0].set_yticks(range(len(panel)), [textwrap.fill(method, 30) for method in panel], fontsize=9)
+        row[0].set_title(f"{name}: minus {baselines[name]}", loc="left", fontsize=10, fontweight="bold")
+    for axes, column in zip(grid[-1], columns, strict=True):
+        axes.set_xlabel(textwrap.fill(column, 18))
+    figure.suptitle("Differences from the baseline", fontsize=12)
+    figure.legend(handles=_difference_handles(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def _draw_difference(axes, y, difference, interval):
+    shown = interval is not None and not interval[0] <= 0 <= interval[1]
+    style = METHOD if shown else NO_DIFFERENCE
+    if interval:
+        axes.plot(interval, [y, y], color=style["color"], linewidth=1.8)
+    axes.plot(difference, y, marker="o", markersize=6, **style)
+
+
+def _difference_handles():
+    from matplotlib.lines import Line2D
+
+    style = {"marker": "o", "markersize": 6, "linewidth": 1.8}
+    return [
+        Line2D([], [], **style, **METHOD, label="difference with its 95 % interval"),
+        Line2D([], [], **style, **NO_DIFFERENCE, label="no difference shown: 0 is in the interval, or there is none"),
+    ]
