@@ -70,6 +70,8 @@ def origin_of(task_folder: str) -> str:
     if not settings:
         return os.path.realpath(beside(task_folder, ""))
     made_by = {key: value for key, value in settings.items() if not is_harmless(key) and key != "experiment_name"}
+    if made_by.get("start_from") == "null":  # as in runs from before the key
+        del made_by["start_from"]
     with contextlib.suppress(OSError, ValueError, RecursionError):  # missing, or damaged: `save_results` warns of it
         versions = read_json(beside(task_folder, "versions.json"))
     first = [*versions.get("earlier_starts", []), versions][0]
