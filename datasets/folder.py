@@ -129,15 +129,15 @@ def _audio_files(folder):
         for entry in entries:
             if is_clutter(entry.name):
                 continue
-            path = below + entry.name
-            if not _is_text(path):
+            path, ending = below + entry.name, os.path.splitext(entry.name)[1].lower()
+            if not entry.is_dir() and ending not in READABLE:
+                others[ascii(ending)[1:-1] or "without ending"] += 1
+            elif not _is_text(path):
                 raise InputError(f"A name in {place} is no readable text: {ascii(entry.name)}. Rename it.")
-            if entry.is_dir():
+            elif entry.is_dir():
                 pending.append((path + "/", above | {(state.st_dev, state.st_ino)}))
-            elif os.path.splitext(path)[1].lower() in READABLE:
-                files.append((unicodedata.normalize("NFC", path), path))
             else:
-                others[os.path.splitext(path)[1].lower() or "without ending"] += 1
+                files.append((unicodedata.normalize("NFC", path), path))
     if others:
         found = ", ".join(f"{ending} {count}" for ending, count in others.most_common(NAMED))
         logger.info("%d files of %s are no audio that can be read: %s.", sum(others.values()), folder, found)
@@ -230,7 +230,8 @@ def _named(task_classes):
     """Return the classes that `task_classes` names, in order; none where it is a function."""
     if not isinstance(task_classes, list | tuple):
         return []
-    return [name for task in task_classes if isinstance(task, list | tuple) for name in task]
+    tasks = [task for task in task_classes if isinstance(task, list | tuple)]
+    return [name for task in tasks for name in task if isinstance(name, str | int)]
 
 
 def _split(clips, valid_share, test_share, seed):

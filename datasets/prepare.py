@@ -128,9 +128,9 @@ def prepare(
     InputError
         Metadata, classes or audio are not as they must be; or labels are needed and no clip has any.
     """
-    rows, classes, source = read_dataset(dataset, data_folder)
-    classes = keep_numbers(classes, numbers)
-    rows = _labelled(rows, data_folder) if needs_labels and "labelled" in rows else rows.reset_index(drop=True)
+    table = read_dataset(dataset, data_folder)
+    rows, classes, source = _labelled(table, data_folder) if needs_labels and "labelled" in table.rows else table
+    rows, classes = rows.reset_index(drop=True), keep_numbers(classes, numbers)
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
     tasks = resolve_tasks(rows, classes, task_classes)
     assigned = assign_tasks(rows, classes, tasks)
@@ -140,9 +140,9 @@ def prepare(
     return Data(assigned[~bad].reset_index(drop=True), classes, store, tasks, source)
 
 
-def _labelled(rows, data_folder):
-    """Return the rows without the clips that have no class."""
-    without = ~rows["labelled"]
+def _labelled(table, data_folder):
+    """Return a table without the clips that have no class, and without the names that stand for one."""
+    without = ~table.rows["labelled"]
     if without.all():
         raise InputError(
             f"No clip of {data_folder} has a class, and this run needs labels: put the clips into a folder per class, "
@@ -151,4 +151,5 @@ def _labelled(rows, data_folder):
         )
     if without.any():
         logger.warning("%d of %d clips have no class and are left out.", without.sum(), len(without))
-    return rows[~without].reset_index(drop=True)
+    stand_ins = set(table.rows.loc[without, "class_name"])
+    return table._replace(rows=table.rows[~without], classes=[name for name in table.classes if name not in stand_ins])

@@ -61,8 +61,8 @@ def open_store(
     data_folder
         Folder of the data set. It may be read-only.
     wav_paths
-        Audio files, relative to `data_folder` or absolute. Their order is the clip index of what is returned. The same
-        files in another order share one store.
+        Audio files or parts of them (see `datasets.parts`), relative to `data_folder` or absolute. Their order is the
+        clip index of what is returned. The same files in another order share one store.
     sample_rate
         Of the samples, in Hz.
     store_folder

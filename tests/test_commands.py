@@ -69,6 +69,9 @@ def downloads(lab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("downloads")
     (folder / "UrbanSound8K").symlink_to(lab.sounds)
     (folder / "ESC-50-master").symlink_to(lab.esc50)
+    for file in lab.sounds.rglob("*.wav"):  # own sounds: the class is the second number of the name
+        (folder / "sounds" / file.name.split("-")[1]).mkdir(parents=True, exist_ok=True)
+        (folder / "sounds" / file.name.split("-")[1] / file.name).symlink_to(file)
     tau = folder / "TAU-urban-acoustic-scenes-2019-development"
     write_tau19_audio(tau, sum(write_tau19(tau), start=[]))
     write_vgg(folder / "VGGSound", vgg_clips(), write_clip=write_vgg_tone)

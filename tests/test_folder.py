@@ -20,6 +20,8 @@ from helpers.checks import read_evaluation, weights_of
 from helpers.desk import assert_refused, tree
 from helpers.lab import DEBUG, REPO, run_here
 from linclf_train import LinearProbe
+from simclr_train import SimCLR
+from sup_train import Supervised
 from utils.evaluation.saved import as_trained
 from utils.io.errors import InputError
 
@@ -358,6 +360,21 @@ def test_recordings_without_a_class_have_the_tasks_of_their_column(lab, unlabell
     encoder, said = lab.train(tmp_path / "out", *TINY, kind="simclr", yaml="folder", data=place)
     assert [len(pd.read_csv(encoder / f"save/train_task{t}_raw.csv")) for t in (0, 1)] == [4, 4]  # 2 owls are held out
     assert "left out" not in said
+
+
+def test_what_needs_labels_leaves_out_clips_without(lab, unlabelled, tmp_path, caplog):
+    place = shutil.copytree(unlabelled, tmp_path / "data")
+    classes = ["owl", "owl", "owl", "", "crow", "crow", "crow", "", "", ""]
+    write_csv(place, "path,task,class", *(f"{k}.wav,{k > 3:d},{name}" for k, name in enumerate(classes)))
+    run = lab.start_run(Supervised, "folder/sup_train.yaml", f"--output_base={tmp_path}", data=place)
+    assert (run.data.classes, run.data.task_classes, len(run.data.rows)) == (["owl", "crow"], [[0], [1]], 6)
+    assert "4 of 10 clips have no class and are left out." in caplog.text
+    write_csv(place, "path,class", *(f"{k}.wav,{name}" for k, name in enumerate(classes)))
+    run = lab.start_run(SimCLR, "folder/simclr_train.yaml", f"--output_base={tmp_path}", "--n_tasks=2", data=place)
+    assert (run.data.classes, len(run.data.rows)) == (["crow", "owl"], 6)
+    assert "4 of 10 clips of clips.csv have no class and are left out, as they have no task either." in caplog.text
+    with pytest.raises(InputError, match="task_classes: unknown class "):
+        lab.load("folder/simclr_train.yaml", "--task_classes=[[[0]]]", data=place)
 
 
 def test_labels_that_are_not_there_are_refused_at_once(lab, unlabelled, own_encoder, tmp_path):
