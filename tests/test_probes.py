@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from utils.evaluation.finetune import Crops, EpochBatches, Sounds, finetune
 from utils.evaluation.logistic import logistic
 from utils.evaluation.neighbours import Neighbours, knn, ncm
 from utils.evaluation.probes import Embedded, predicted
+from utils.evaluation.remembered import Remembered
 from utils.io.errors import InputError
 
 EPOCHS = ("--number_of_epochs=2", "--warmup_epochs=1", "--batch_size=8")
@@ -143,6 +145,49 @@ def test_few_shot_draws_are_functions_of_seed_draw_and_class():
         few_of_each_class(rows, 9, 0, seed=1)
 
 
+# What is remembered
+
+
+def test_remembered_measures_each_task_under_each_encoder():
+    """Two encoders of two tasks of two classes: the second rotates and doubles what the first made of task 0."""
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"label": np.tile([0, 1, 2, 3], 30), "task": np.tile([0, 0, 1, 1], 30)})
+    rows["clip"] = np.arange(120)
+    parts = {"train": rows[:80], "test": rows[80:]}
+    first = rng.standard_normal((120, 6)) + np.eye(6)[rows["label"]]
+    rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    vectors = {"0": first, "1": 2 * first @ rotation, "random": rng.standard_normal((120, 6))}
+
+    def rows_of(t):
+        return {name: part[part["task"] <= t] for name, part in parts.items()}
+
+    def get(embedder, store, clips, what, key):
+        return vectors[key][clips].astype(np.float32)
+
+    data = SimpleNamespace(n_tasks=2, classes=[*"abcd"], store=None)
+    measured = Remembered(SimpleNamespace(data=data, rows=rows_of), 2)
+    for t in range(2):
+        measured.add(t, None, SimpleNamespace(get=get), str(t))
+    measured.add_floor(1, None, SimpleNamespace(get=get), "random")
+    tables = measured.as_lists()
+    for name, values in tables.items():
+        assert name == "knn_floor" or values[0][1] is None, name  # encoder 0 is not judged on task 1
+    assert tables["cka"][0][0] == pytest.approx(1) and tables["cka"][1][0] == pytest.approx(1, abs=1e-5)
+    test = first[80:][parts["test"]["task"] == 0] - first[80:][parts["test"]["task"] == 0].mean(0)
+    cosines = ((test @ rotation) * test).sum(1) / np.square(test).sum(1)
+    assert tables["shift"][0][0] == pytest.approx(0, abs=1e-6)
+    assert tables["shift"][1][0] == pytest.approx(1 - cosines.mean(), abs=1e-4)
+    own = [part[part["task"] == 0] for part in parts.values()]
+    theirs = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
+    theirs.fit(normalize(first[own[0]["clip"]]), own[0]["label"])
+    expected = theirs.score(normalize(first[own[1]["clip"]]), own[1]["label"])
+    assert tables["knn"][0][0] == tables["knn"][1][0] == pytest.approx(expected)
+    shares = np.linalg.svd(first[own[1]["clip"]], compute_uv=False)
+    shares /= shares.sum()
+    assert tables["rank"][0][0] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+    assert len(tables["knn_floor"]) == 2 and None not in tables["knn_floor"]
+
+
 # Fine-tuning
 
 
@@ -216,6 +261,7 @@ def test_tables_confusion_and_accuracies_are_those_of_the_predictions(judged, pr
         axis=None
     )
     assert last["clip"].str.startswith("audio/fold10/").all() and last["clip"].is_unique
+    assert (record["remembered"] is None) == (probe == "finetune") != (folder / "remembered.png").exists()
 
 
 def test_finetuning_trains_a_copy_of_the_encoder(start):

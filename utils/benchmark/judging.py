@@ -12,6 +12,7 @@ from utils.benchmark.audio import rate_of
 from utils.benchmark.bench import SECONDS, time_calls
 from utils.benchmark.step import Clock
 from utils.evaluation.embeddings import EmbeddingCache
+from utils.evaluation.remembered import CACHED
 
 BATCH = 32  # clips
 
@@ -35,8 +36,9 @@ def measure_evaluation(bench, save_folder):
         metrics = json.loads((folder / "metrics.json").read_text())
         epochs = int(json.loads((folder / "settings.json").read_text())["number_of_epochs"])
         embedded, whole = embedded + metrics["clips_embedded"], whole + metrics["seconds"]
-        results = (json.loads(file.read_text()) for file in (folder / "save").glob("*.json"))
+        results = (json.loads(file.read_text()) for file in (folder / "save").glob("*[0-9].json"))
         test += sum(np.sum(result["confusion"]) for result in results)
+    calls = [call for call in calls if call.arguments[3] != CACHED]  # those of the probes
     embedding = sum(call.seconds for call in calls)
     clips = sum(len(call.arguments[2]) for call in calls)  # training, validation and test clips of all probes
     embedder = calls[0].arguments[0]

@@ -13,6 +13,7 @@ from datasets.selection import few_of_each_class, get_protocol
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.finetune import Sounds
 from utils.evaluation.probes import Embedded, confusion_matrix, count_pairs, get_probe, list_predictions, predicted
+from utils.evaluation.remembered import remember
 from utils.evaluation.saved import load_encoder
 from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
@@ -252,8 +253,9 @@ def evaluate_encoders(evaluation, folders, random_weights):
     Returns
     -------
     dict
-        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder. `n_embedded`: how
-        many clips went through an encoder.
+        `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder. `remembered`: see
+        `utils.evaluation.remembered.remember`; not of a probe that needs audio. `n_embedded`: how many clips went
+        through an encoder.
     """
     run, hparams, data = evaluation.run, evaluation.run.hparams, evaluation.run.data
     if not evaluation.every_task and len(folders) < data.n_tasks:
@@ -277,5 +279,7 @@ def evaluate_encoders(evaluation, folders, random_weights):
                 continue
             path = os.path.join(run.save_folder, f"floor{t}.json")
             results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}", floor_key))
+        if not evaluation.needs_audio:
+            results["remembered"] = remember(evaluation, embedder, cache, folders, results)
     results["n_embedded"] = embedder.n_embedded
     return results

@@ -12,6 +12,7 @@ import pandas as pd
 from models.encoders import encoder_name
 from utils.io.files import read_json, write_atomically
 from utils.results.figures.evaluation import plot_accuracy_over_tasks, plot_accuracy_table, plot_confusion
+from utils.results.figures.remembered import plot_remembered
 from utils.results.metrics import (
     accuracy_table,
     continual_metrics,
@@ -72,6 +73,7 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
         "metrics": _metrics(tables["trained"], confusions["trained"][-1], floor, same),
         "floor": _metrics(tables["floor"], confusions["floor"][-1], floor, same),
         **_spread(by_draw, task_of_class, tasks, protocol, same),
+        "remembered": results.get("remembered"),
         "clips_embedded": results["n_embedded"],
         **_training(encoders, trained),
         "seconds": _seconds(results),
@@ -167,6 +169,9 @@ def _draw(folder, tables, confusions, tasks, task_of_class, data, record, same):
         title=title,
         classes_grow=classes_grow,
     )
+    if record["remembered"]:
+        about = f"{title}: what encoders remember of each task"
+        plot_remembered(record["remembered"], data.task_names(), path / "remembered.png", about)
     plot_confusion(
         confusions["trained"][-1], data.classes, path / "confusion_matrix.png", title=f"{title}: last encoder"
     )

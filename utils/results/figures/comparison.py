@@ -139,7 +139,8 @@ def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: s
     for axes, column in zip(grid[-1], columns, strict=True):
         axes.set_xlabel(textwrap.fill(column, 18))
     figure.suptitle("Differences from the baseline", fontsize=12)
-    figure.legend(handles=_difference_handles(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    n = 2 if len(columns) > 3 else 1
+    figure.legend(handles=_difference_handles(), loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return save(figure, path)
 
 
@@ -157,5 +158,5 @@ def _difference_handles():
     style = {"marker": "o", "markersize": 6, "linewidth": 1.8}
     return [
         Line2D([], [], **style, **METHOD, label="difference with its 95 % interval"),
-        Line2D([], [], **style, **NO_DIFFERENCE, label="no difference shown: 0 is in the interval, or there is none"),
+        Line2D([], [], **style, **NO_DIFFERENCE, label="none shown: 0 is in the interval, or there is no interval"),
     ]
