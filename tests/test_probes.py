@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,7 +241,7 @@ def judged(lab, encoder, tmp_path_factory):
     return judge
 
 
-@pytest.mark.parametrize("probe", ["linear", "logistic", "knn", "ncm", "finetune"])
+@pytest.mark.parametrize("probe", ["linear", "knn", "finetune"])
 def test_tables_confusion_and_accuracies_are_those_of_the_predictions(judged, probe):
     args = ("--linclf_train_type=full",) if probe == "finetune" else ()
     folder = judged(f"--probe={probe}", *args)
@@ -248,7 +250,7 @@ def test_tables_confusion_and_accuracies_are_those_of_the_predictions(judged, pr
     assert (record["probe"], record["few_shot"]) == (probe, None) and set(table["draw"]) == {0}
     floors = ["floor0"] if args else [f"floor{t}" for t in range(5)]
     assert list(table["encoder"].unique()) == [f"task{t}" for t in range(5)] + floors
-    assert table["score"].between(-1 if probe == "ncm" else 0, 1).all()
+    assert table["score"].between(0, 1).all()
     right = table.assign(right=table["true"] == table["predicted"]).groupby(["encoder", "task"])["right"].mean()
     for prefix, name in (("task", "accuracy_table.csv"), ("floor", "floor_table.csv")):
         cells = pd.read_csv(folder / name, index_col="encoder").to_numpy()
@@ -295,17 +297,16 @@ def test_few_shot_has_mean_and_spread_over_its_draws(judged):
     assert (by_class["clips"] == 1).all()
 
 
-@pytest.mark.parametrize("args", [("--probe=knn",), ("--probe=ncm", "--few_shot=2")])
-def test_an_interrupted_evaluation_ends_with_the_same_files(lab, encoder, judged, tmp_path, args):
+def test_an_interrupted_evaluation_ends_with_the_same_files(lab, encoder, judged, tmp_path):
     """Of two encoders' results one is gone and one is of an earlier version, without predictions."""
-    whole = judged(*args)
-    folder = lab.judge(tmp_path / "out", encoder, *EPOCHS, *args)[0]
+    whole = judged("--probe=knn")
+    folder = Path(shutil.copytree(whole, tmp_path / "out" / whole.name))
     for name in ("metrics.json", "predictions.csv", "accuracy_table.csv", "save/task2.json"):
         (folder / name).unlink()
     old = json.loads((folder / "save/task3.json").read_text())
     old = {key: value for key, value in old.items() if key not in ("predictions", "crc32")}
     (folder / "save/task3.json").write_text(json.dumps(old))
-    said = lab.judge(tmp_path / "out", encoder, *EPOCHS, *args)[1]
+    said = lab.judge(tmp_path / "out", encoder, *EPOCHS, "--probe=knn")[1]
     assert said.count("judged already") == 8 and said.count("of an earlier version, without predictions") == 1
     for name in ("predictions.csv", "accuracy_table.csv", "floor_table.csv", "confusion_matrix.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
