@@ -115,7 +115,7 @@ def test_an_evaluation_records_how_its_encoders_were_trained(tmp_path, monkeypat
     """Three of five tasks are trained so far. Wherever the user stands, the encoders' own run folder is read. Of a
     folder of checkpoints and nothing else, there are as many tasks as encoders, and the rest is not known."""
     save = tmp_path / "run" / "save"
-    names = ("seconds", "device", "precision", "commit", "torch", "threads", "data")
+    names = ("seconds", "device", "precision", "commit", "torch", "threads", "data", "start_from")
     unknown = dict.fromkeys(("peak_memory_bytes", *(f"train_{name}" for name in names)))
     assert _training([str(save / "task0")], {}) == unknown | {"encoder_tasks": 1}
     for task in range(5):
@@ -129,4 +129,5 @@ def test_an_evaluation_records_how_its_encoders_were_trained(tmp_path, monkeypat
         assert record.pop("peak_memory_bytes") > 10 * MB
         expected = {"encoder_tasks": 5, "train_seconds": 1.0, "train_device": "cpu", "train_precision": "bf16"}
         expected |= {"train_commit": "abc", "train_torch": None, "train_threads": 4, "train_data": "stored 0"}
+        expected |= {"train_start_from": None}
         assert record == expected

@@ -301,7 +301,7 @@ def test_evaluation_goes_on_once_a_file_may_be_large_enough(trained, tmp_path):
     flip(file, file.read_text().index("confusion") + 15, 0)
     done = desk.run(args)
     assert done.code == 0 and done.out.count("judged already") == 3 and done.out.count(f"{file} is damaged (") == 1
-    assert len(list(run.glob("*.png"))) == 3
+    assert len(list(run.glob("*.png"))) == 4
 
 
 # The store
