@@ -1,5 +1,6 @@
 """Fixtures of more than one test module."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the number of threads decides some bits: the same in all processes
@@ -14,8 +15,11 @@ from helpers.lab import Lab, process_as_it_was
 
 @pytest.fixture(autouse=True)
 def process_restored():
-    """Undo what a main block, or a part of it, changed in this process."""
+    """Undo what a main block, or a part of it, changed in this process; a fixture of a wider scope too."""
     with process_as_it_was():
+        for name in logging.root.manager.loggerDict:
+            if name.partition(".")[0] in ("datasets", "utils"):
+                logging.getLogger(name).handlers.clear()
         yield
 
 

@@ -178,6 +178,7 @@ def no_thread_in_workers():
 
 
 def temporary_folder_of_a_long_name():
+    multiprocessing.current_process()._config.pop("tempdir", None)  # of loaders that this process had in earlier tests
     tempfile.tempdir = os.path.join(os.getcwd(), "x" * 100)
     os.mkdir(tempfile.tempdir)
 
