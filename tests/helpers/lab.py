@@ -6,8 +6,10 @@ import io
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from utils.run import folder as run_folders
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.experiment import Run, read_data
+from utils.run.signals import SIGNALS
 from utils.training.loop import Stream
 
 REPO = Path(__file__).parents[2]
@@ -43,14 +46,17 @@ class Done(NamedTuple):
 
 @contextlib.contextmanager
 def process_as_it_was():
-    """Restore on leaving what a main block changes in its process: logging, exception hook, locks of run folders."""
+    """Restore on leaving what a main block changes: logging, exception hook, signal handlers, locks of run folders."""
     loggers = [logging.getLogger(name) for name in (None, "datasets", "utils")]
     before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
-    hook = sys.excepthook
+    hook, handlers_before = sys.excepthook, {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         sys.excepthook = hook
+        for number, handler in handlers_before.items():
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
         for log, level, handlers, propagate in before:
             for handler in set(log.handlers) - set(handlers):
                 handler.close()

@@ -4,7 +4,7 @@ from helpers.lab import Lab
 
 TASKS = "--task_classes=[[3,8],[9,4]]"
 STUDY = f"""
-seeds: [1, 2]
+seeds: [1]
 training: {" ".join((*Lab.tiny, *Lab.quick))}
 evaluations:
   full: >-
