@@ -19,6 +19,7 @@ from helpers.forks import at_call, torchruns_environment
 from models.pann import PANN
 from utils.run import signals as signals_module
 from utils.run.exits import user_errors
+from utils.training import workers
 from utils.training.brain import TaskBrain
 from utils.training.checkpoints import is_finished, latest_checkpoint
 
@@ -88,11 +89,26 @@ def wait_for(file, fork):
         assert fork.wait(0.01) is None, fork.said
 
 
+def with_a_slow_worker(prepare):
+    """Return what a fork does first so that its second workers are still starting when the first give a batch."""
+
+    def slow(worker_id, start=workers.start_worker):
+        time.sleep(0.5 * worker_id)
+        start(worker_id)
+
+    def both():
+        workers.start_worker = slow
+        prepare()
+
+    return both
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_stay_until_the_step_is_saved(crash_lab, number):
     """Terminals and clusters signal all processes of a group."""
     folder, args = crash_lab.new_folder("supclr"), (UNASKED, "--num_workers=2")
-    fork = crash_lab.start("supclr", folder, *args, prepare=wait_in_a_step(folder, 1))  # a dead worker would be noticed
+    prepare = with_a_slow_worker(wait_in_a_step(folder, 1))  # a dead worker would be noticed
+    fork = crash_lab.start("supclr", folder, *args, prepare=prepare)
     wait_for(folder / "waits", fork)
     fork.kill(number)
     assert_stopped(fork, number)

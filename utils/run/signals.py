@@ -144,6 +144,23 @@ class StopSignals:
 stop_signals = StopSignals()
 
 
+@contextlib.contextmanager
+def sigterm_blocked():
+    """Block SIGTERM inside; it comes afterwards. Processes that are forked inside begin with it blocked.
+
+    torch sets a handler of its own first thing in a worker, and a SIGTERM between that and `quiet_worker` would kill
+    it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # `quiet_worker` can't obey a parent there, so a worker must not block it
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def quiet_worker(worker_id):
     """Keep a DataLoader's worker at work while the main process finishes its step; a `worker_init_fn`.
 

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from utils.io.errors import InputError
-from utils.run.signals import quiet_worker, stop_signals
+from utils.run.signals import quiet_worker, sigterm_blocked, stop_signals
 
 SHARED_MEMORY = "/dev/shm"
 NO_THREAD = 11  # exit code of a worker that can't start one
@@ -67,7 +67,8 @@ class WatchedLoader(SaveableDataLoader):
                 raise OSError(error.errno, f"no semaphore in {SHARED_MEMORY}: {error.strerror}") from error
         others = multiprocessing.active_children()
         try:
-            return super().__iter__()
+            with sigterm_blocked():
+                return super().__iter__()
         except BaseException:  # not all of them could be started
             for worker in set(multiprocessing.active_children()).difference(others):
                 worker.kill()
