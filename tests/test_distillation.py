@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.checks import assert_same_bits, weights_of
+from helpers.crashes import Dying
 from helpers.lab import run_here
 from helpers.torchrun import EQUAL, TASKS, Site
 from models.distillation import CrossTaskNTXent, SoftenedKL, TeacherNTXent
@@ -299,15 +300,6 @@ def test_heads_are_handed_on_or_fresh(lab, tmp_path, monkeypatch):
     wanted = fresh(build, 2022, 2).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, begun[f"cassle_mse_head.{name}"]) for name, value in wanted.items())
-
-
-class Dying(SupCLR):
-    """Ends in the middle of task 1's second epoch, once what it has is saved."""
-
-    def _save_intra_epoch_ckpt(self):
-        super()._save_intra_epoch_ckpt()
-        if self.task.index == 1 and self.task.counter.current == 2:
-            raise Stopped(15)
 
 
 def test_exact_resume(lab, tmp_path):

@@ -13,6 +13,7 @@ import helpers.outside  # noqa: F401 (registers a method and two strategies)
 from datasets.batches import EpochSampler, NoMixup, ViewDataset
 from datasets.memory import JointBatch, JointSampler, JointViews
 from helpers.checks import assert_same_bits, weights_of
+from helpers.crashes import Dying
 from helpers.lab import DEBUG, REPO, edited
 from helpers.torchrun import EQUAL, TASKS, Site
 from simclr_train import SimCLR
@@ -114,15 +115,6 @@ def test_what_cannot_work_is_said_before_any_audio_is_read(lab, tmp_path, args, 
     with pytest.raises(InputError, match=words) as error:
         lab.start_run(SupCLR, "us8k/supclr_train.yaml", f"--output_base={tmp_path}", *args, data=tmp_path / "nowhere")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
-
-
-class Dying(SupCLR):
-    """Ends in the middle of task 1's second epoch, once what it has is saved."""
-
-    def _save_intra_epoch_ckpt(self):
-        super()._save_intra_epoch_ckpt()
-        if self.task.index == 1 and self.task.counter.current == 2:
-            raise Stopped(15)
 
 
 def test_method_and_strategy_resume_exactly(lab, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.checks import weights_of
+from helpers.crashes import Dying
 from helpers.lab import edited
 from models.methods import METHODS
 from supclr_train import SupCLR
@@ -80,15 +81,6 @@ def test_every_strategy_trains(lab, tmp_path, strategy, precision):
     folder, _ = learn(lab, tmp_path, *args, "--decor_clusters=4")
     assert pd.read_csv(folder / "train_log.csv")["loss"].notna().all()
     assert all(weight.isfinite().all() for weight in weights_of(folder).values())
-
-
-class Dying(SupCLR):
-    """Ends in the middle of task 1's second epoch, once what it has is saved."""
-
-    def _save_intra_epoch_ckpt(self):
-        super()._save_intra_epoch_ckpt()
-        if self.task.index == 1 and self.task.counter.current == 2:
-            raise Stopped(15)
 
 
 def on_cpu(folder, task=1):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed import TCPStore
 
 from helpers.checks import assert_same_bits, weights_of
+from helpers.crashes import Dying
 from helpers.lab import DEBUG, REPO, edited, run_here
 from helpers.torchrun import EQUAL, Site
 from models.encoders import ENCODERS, make_encoder
@@ -358,15 +359,6 @@ def test_a_batchs_own_keys_are_no_negatives_and_the_next_batchs_are_the_oldest_t
 def learn(lab, folder, *args, brain_class=SupCLR, kind="supclr"):
     run, stream = lab.learn(brain_class, f"us8k/{kind}_train.yaml", *lab.quick, f"--output_base={folder}", *args)
     return folder / f"{kind}+seed_2022", stream
-
-
-class Dying(SupCLR):
-    """Ends in the middle of task 1's second epoch, once what it has is saved."""
-
-    def _save_intra_epoch_ckpt(self):
-        super()._save_intra_epoch_ckpt()
-        if (self.task.index, self.task.counter.current, self.step) == (1, 2, 1):
-            raise Stopped(15)
 
 
 @pytest.mark.parametrize("name", ["byol", "moco"])

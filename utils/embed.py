@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from datasets.audio import READABLE, BadAudio, load_mono, quantise, to_float
-from datasets.batches import equal_length_batches
+from datasets.table import is_clutter
 from models.embed import extract_features
 from utils.evaluation.embeddings import Embedder
 from utils.evaluation.saved import load_encoder as load_weights
@@ -45,6 +45,17 @@ LONGEST = 60.0  # seconds in one pass; a longer sound passes in pieces of equal 
 SHORTEST = 0.1  # seconds; a shorter sound is padded with silence, as it has too few frames
 
 Sound = str | os.PathLike | np.ndarray
+
+
+class Waveforms:
+    """Samples in memory, float32 [n] each, as `Embedder` reads clips."""
+
+    def __init__(self, wavs: Sequence[np.ndarray]):
+        self.wavs, self.lengths = wavs, np.array([len(wav) for wav in wavs])
+
+    def read(self, place: int) -> np.ndarray:
+        """Return the samples at a place."""
+        return self.wavs[place]
 
 
 class SoundEncoder:
@@ -136,14 +147,8 @@ class SoundEncoder:
 
     def _vectors(self, wavs):
         """Embed samples, float32 [n, D]; those of equal length share a batch, and none is padded to another's."""
-        wavs, found = [self._padded(wav) for wav in wavs], {}
-        with torch.inference_mode(), self.embedder.context:
-            for places in equal_length_batches(np.array([len(wav) for wav in wavs]), self.embedder.batch_size):
-                batch = torch.from_numpy(np.stack([wavs[place] for place in places])).to(self.embedder.device)
-                modules, ones = self.embedder.modules, torch.ones(len(batch), device=self.embedder.device)
-                out = modules["embedding_model"](extract_features(modules, batch, ones), ones).squeeze(1)  # [B, D]
-                found |= dict(zip(places.tolist(), out.float().cpu().numpy(), strict=True))
-        return np.stack([found[place] for place in range(len(wavs))])
+        sounds = Waveforms([self._padded(wav) for wav in wavs])
+        return self.embedder(sounds, range(len(sounds.lengths)), "sounds")
 
     def _equal_pieces(self, n):
         """Cut `n` samples into the fewest pieces of at most `LONGEST`, of equal length but for rounding."""
@@ -248,12 +253,15 @@ class Rows:
 
 
 def find_sounds(places: Iterable[str]) -> list[str]:
-    """List the files given, and the sounds below the folders given, each once, sorted within a folder."""
+    """List the files given, and the sounds below the folders given, each once, sorted within a folder.
+
+    Hidden files and what archivers and network drives leave in folders are passed over.
+    """
     found = []
     for place in places:
         if os.path.isdir(place):
-            below = (p for p in Path(place).rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith("."))
-            found += sorted(str(path) for path in below if path.is_file())
+            below = (path for path in Path(place).rglob("*") if path.suffix.lower() in READABLE and path.is_file())
+            found += sorted(str(p) for p in below if not any(map(is_clutter, p.relative_to(place).parts)))
         else:
             found.append(place)
     return list(dict.fromkeys(found))

@@ -19,6 +19,8 @@ from collections import Counter
 from helpers.checks import differing, left_by
 from helpers.forks import Fork
 from helpers.lab import REPO
+from supclr_train import SupCLR
+from utils.run.signals import Stopped
 from utils.training.checkpoints import is_finished
 
 SCRIPTS = ("supclr", "simclr", "simsiam", "sup", "linclf")
@@ -83,6 +85,15 @@ def watch_files(number, when, record):
     for name in OPERATIONS:
         wrap(name)
     builtins.open = io.open = opened
+
+
+class Dying(SupCLR):
+    """Ends in the middle of task 1's second epoch, once what it has is saved: run it with --ckpt_interval_steps=1."""
+
+    def _save_intra_epoch_ckpt(self):
+        super()._save_intra_epoch_ckpt()
+        if self.task.index == 1 and self.task.counter.current == 2:
+            raise Stopped(15)
 
 
 class CrashLab:

@@ -7,12 +7,11 @@ After task 0 no weight changes; each task costs the forward passes of its epochs
 """
 
 from utils.io.errors import InputError
-from utils.strategies.base import Strategy
-from utils.strategies.frozen import without_gradient
+from utils.strategies.frozen import NoSteps
 from utils.strategies.passes import average_anew, batch_norms
 
 
-class BatchNormOnly(Strategy):
+class BatchNormOnly(NoSteps):
     """No gradient after task 0; batch norm's running statistics are those of all of the task's batches.
 
     The paper moves the old statistics by a momentum that changes; here the plain average replaces them, from the task's
@@ -27,12 +26,6 @@ class BatchNormOnly(Strategy):
     def before_task(self, brain):
         if brain.task.index > 0:
             self.restore = average_anew(batch_norms(brain.modules))
-
-    def losses(self, brain, losses, weights, out, batch):
-        return (losses if brain.task.index == 0 else without_gradient(losses)), weights
-
-    def optimizers(self, brain, optimizers):
-        return optimizers if brain.task.index == 0 else {}
 
     def after_task(self, brain):
         if brain.task.index > 0:

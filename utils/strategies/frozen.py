@@ -16,7 +16,17 @@ def without_gradient(losses):
     return {name: loss.detach().requires_grad_() for name, loss in losses.items()}
 
 
-class FrozenEncoder(Strategy):
+class NoSteps(Strategy):
+    """No gradient and no step after task 0."""
+
+    def losses(self, brain, losses, weights, out, batch):
+        return (losses if brain.task.index == 0 else without_gradient(losses)), weights
+
+    def optimizers(self, brain, optimizers):
+        return optimizers if brain.task.index == 0 else {}
+
+
+class FrozenEncoder(NoSteps):
     """No step after task 0: weights and running statistics stay as task 0 left them, bit for bit."""
 
     def before_task(self, brain):
@@ -24,12 +34,6 @@ class FrozenEncoder(Strategy):
             names = [name for name in brain.handed_on if name not in brain.strategy.modules]
             self.live = {name: brain.modules[name] for name in names}
             self.previous = previous_modules(brain, names)
-
-    def losses(self, brain, losses, weights, out, batch):
-        return (losses if brain.task.index == 0 else without_gradient(losses)), weights
-
-    def optimizers(self, brain, optimizers):
-        return optimizers if brain.task.index == 0 else {}
 
     def after_task(self, brain):
         if brain.task.index > 0:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from pathlib import Path
 from time import monotonic
 
 import torch
@@ -38,6 +39,7 @@ from utils.training.workers import WatchedLoader, workers_ended
 
 logger = logging.getLogger(__name__)
 
+FIGURE = "training.png"
 HEADS = {"projector", "predictor"}  # of the YAML's modules: a method may use them, replace them or do without
 
 
@@ -126,6 +128,8 @@ class Stream:
         if start is not None:
             take_over(start, self.run.save_folder)
         finished = [t for t, folder in enumerate(folders) if is_finished(folder)]
+        if len(finished) < len(folders):
+            Path(self.run.folder, FIGURE).unlink(missing_ok=True)  # of fewer tasks
         save_rows(self.run.save_folder, self.run.data, finished)
 
     def _train_one_task(self, t, folder, previous_folder, progress):
@@ -236,8 +240,7 @@ def labels_before(data, t):
 
 @main_only
 def _draw_training(run, strategys_losses):
-    figure, log = (os.path.join(run.folder, name) for name in ("training.png", "train_log.csv"))
-    drawn = os.path.isfile(figure) and os.path.getmtime(figure) >= os.path.getmtime(log)  # else of fewer tasks
-    if os.path.isfile(log) and not drawn:
+    figure, log = (os.path.join(run.folder, name) for name in (FIGURE, "train_log.csv"))
+    if os.path.isfile(log) and not os.path.isfile(figure):
         plot_training(log, figure, losses=strategys_losses)
     logger.info("Weights after each task: %s. Losses: %s.", run.save_folder, figure)

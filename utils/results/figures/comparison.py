@@ -36,12 +36,7 @@ def plot_report(
         Methods that the others are measured against: their mean is drawn as a line through the whole panel.
     title : str
     """
-    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
-    n_methods = [len(panel) for panel in panels.values()]
-    figure = make_figure(max(4.6, 2.4 + 1.6 * len(columns)), 1.4 + 0.45 * len(panels) + 0.34 * sum(n_methods))
-    grid = figure.subplots(
-        len(panels), len(columns), squeeze=False, sharex="col", sharey="row", height_ratios=n_methods
-    )
+    figure, columns, grid = _make_grid(panels, least=4.6, column=1.6, rest=1.4)
     for row, (name, panel) in zip(grid, panels.items(), strict=True):
         for axes, column in zip(row, columns, strict=True):
             _draw_panel(axes, {method: cells.get(column, ((), np.nan)) for method, cells in panel.items()}, ceilings)
@@ -105,6 +100,21 @@ def _legend_handles(has_ceiling, has_interval):
     return handles + ([Line2D([], [], **CEILING, label="all classes at once (ceiling)")] if has_ceiling else [])
 
 
+def _make_grid(panels, least, column, rest):
+    """Make a figure with a row of axes for each panel and one in it for each column; sizes in inches.
+
+    Returns
+    -------
+    figure, columns, grid
+        The figure, the columns' names, and the axes [panels, columns].
+    """
+    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
+    n_methods = [len(panel) for panel in panels.values()]
+    figure = make_figure(max(least, 2.4 + column * len(columns)), rest + 0.45 * len(panels) + 0.34 * sum(n_methods))
+    how = {"squeeze": False, "sharex": "col", "sharey": "row", "height_ratios": n_methods}
+    return figure, columns, figure.subplots(len(panels), len(columns), **how)
+
+
 def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: str | Path) -> Path:
     """Draw the differences from a baseline: a row per method; grey and hollow where the interval holds 0.
 
@@ -117,12 +127,7 @@ def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: s
     path : str or Path
         The PNG file.
     """
-    columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
-    n_methods = [len(panel) for panel in panels.values()]
-    figure = make_figure(max(5.2, 2.4 + 1.7 * len(columns)), 1.6 + 0.45 * len(panels) + 0.34 * sum(n_methods))
-    grid = figure.subplots(
-        len(panels), len(columns), squeeze=False, sharex="col", sharey="row", height_ratios=n_methods
-    )
+    figure, columns, grid = _make_grid(panels, least=5.2, column=1.7, rest=1.6)
     for row, (name, panel) in zip(grid, panels.items(), strict=True):
         for axes, column in zip(row, columns, strict=True):
             for y, cells in enumerate(panel.values()):
