@@ -170,4 +170,3 @@ def test_encoders_are_judged_alike_on_both_devices(lab, tmp_path):
                               "--precision=fp32", "--number_of_epochs=2", "--warmup_epochs=0")  # fmt: skip
         tables.append(pd.read_csv(judged / "accuracy_table.csv", index_col="encoder").to_numpy())
     assert abs(tables[0] - tables[1]).max() <= 0.26  # one clip of four
-

@@ -88,7 +88,9 @@ def test_the_report_as_a_reader_sees_it(tmp_path):
     text = to_markdown(groups_of(folders))
     shown = re.sub(r"In percent:.*there\.\n", "LEGEND", text, flags=re.DOTALL)
     shown = re.sub(r" \[[^]]*]", "", shown)  # intervals: see test_intervals.py
-    assert re.sub("-+", "-", re.sub(" +", " ", shown)) == """\
+    assert (
+        re.sub("-+", "-", re.sub(" +", " ", shown))
+        == """\
 | Dataset | Encoder | Method | Seeds | LEP | SLEP | Buffer | Full | Forgetting (full) | BWT (full) | Training, min |
 | - | - | - | -: | -: | -: | -: | -: | -: | -: | -: |
 | demo | cnn14 | supclr ssl 1 sup 0 | 3 | 82.7 ± 2.5 | 5.0 ± 0.0 | – | 94.0 ± 0.0 (2) | +2.0 ± 0.0 (2) | -1.5 ± 0.0 (2)\
@@ -109,6 +111,7 @@ Seeds missing:
 - demo, cnn14, supclr ssl 1 sup 0: Forgetting (full) lacks seed 2
 - demo, cnn14, supclr ssl 1 sup 0: BWT (full) lacks seed 2
 """
+    )
     noted = ("number in brackets", "all tasks (Full).\n", "given under Full only", "marked (offline)", "wall-clock")
     assert [note for note in noted if note not in text] == []
     rows = text.partition("\n\n")[0].splitlines()
@@ -122,7 +125,9 @@ def test_csv_has_all_digits_and_no_value_for_nan_and_null(tmp_path):
     make_run(tmp_path / "2", "full", 2, metrics={"acc": None})
     make_run(tmp_path / "3", "full", 3, acc=1 / 3, floor=0.25, **COST)
     make_run(tmp_path / "4", "full", 4, acc=2 / 3, floor=0.5)
-    assert to_csv(groups_of(sorted(tmp_path.iterdir()))).replace("demo,cnn14,supclr ssl 1 sup 0,0", "ROW") == """\
+    assert (
+        to_csv(groups_of(sorted(tmp_path.iterdir()))).replace("demo,cnn14,supclr ssl 1 sup 0,0", "ROW")
+        == """\
 dataset,encoder,method,offline,column,mean,std,floor,n_seeds,seeds,values,\
 low,high,over,floor_low,floor_high,difference,difference_low,difference_high
 ROW,Full,0.5,0.23570226039551584,0.375,2,3 4,0.3333333333333333 0.6666666666666666,\
@@ -132,6 +137,7 @@ ROW,BWT (full),-0.015,0.0,,3,1 3 4,-0.015 -0.015 -0.015,-0.015,-0.015,runs,,,,,
 ROW,train_seconds,60.0,42.42640687119285,,2,1 3,30.0 90.0,,,,,,,,
 ROW,peak_memory_bytes,1500000000.0,,,1,3,1500000000.0,,,,,,,,
 """
+    )
 
 
 def test_what_has_no_place_in_the_table_is_refused(tmp_path):
@@ -240,7 +246,9 @@ def test_what_else_differs_is_said_in_a_line_each(tmp_path):
 def test_summary_shows_tables_metrics_floors_and_figures(tmp_path):
     full, seen = make_run(tmp_path / "full", "full"), make_run(tmp_path / "lep", "seen", acc=0.8123, floor=0.6)
     (seen / "accuracy_table.png").touch()
-    assert summarise([full, seen]) == f"""\
+    assert (
+        summarise([full, seen])
+        == f"""\
 demo, cnn14, supclr ssl 1 sup 0, seed 1
 =======================================
 
@@ -260,6 +268,7 @@ Full: accuracy in %, rows = encoders, columns = test tasks
 Under seen, subset and buffer the classifier chooses among more classes at each task: accuracies fall, and
 forgetting rises, even for an encoder that forgets nothing. Full is free of that.
 """
+    )
     assert "forgets nothing" not in summarise([full])
 
 

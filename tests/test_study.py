@@ -1,16 +1,21 @@
 """utils.study: many methods over seeds by one file."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from helpers.lab import REPO
 from helpers.study import write_study
+from simclr_train import SimCLR
+from simsiam_train import SimSiam
 from sup_train import Supervised
 from supclr_train import SupCLR
 from utils.io.errors import InputError
@@ -19,7 +24,12 @@ from utils.run.config import load_config
 from utils.study import Study
 from utils.training.checkpoints import is_finished
 
-BRAINS = {"supclr_train.py": SupCLR, "sup_train.py": Supervised}
+BRAINS = {
+    "supclr_train.py": SupCLR,
+    "sup_train.py": Supervised,
+    "simclr_train.py": SimCLR,
+    "simsiam_train.py": SimSiam,
+}
 
 
 def start(lab, folder, file, *args):
@@ -52,7 +62,9 @@ def test_a_study_compares_its_methods_and_goes_on_where_it_was_stopped(lab, tmp_
     file = write_study(tmp_path / "broken.yaml", broken)
     code, out, err = ended(start(lab, base, file, "--seeds=1"))
     assert code == 1 and err.count("failed: ") == 1 and "simclr+seed_1: error: lr is 'x'" in err
-    assert "supervised" in out and "simclr" not in out
+    assert re.search(r"^1/2 simclr\+seed_1: failed after 0:\d\d:\d\d, about 0:\d\d:\d\d left$", out, re.M), out
+    assert re.search(r"^2/2 supervised\+seed_1: done in 0:\d\d:\d\d$", out, re.M), out
+    assert "| supervised" in out and "| simclr" not in out
 
     code, out, err = ended(start(lab, base, tmp_path / "study.yaml", "--jobs=2"))
     assert code == 0, err
@@ -61,11 +73,15 @@ def test_a_study_compares_its_methods_and_goes_on_where_it_was_stopped(lab, tmp_
     assert set(table.index.get_level_values("method")) == {"simclr", "supervised"} and (table["n_seeds"] == 1).all()
 
 
-@pytest.mark.parametrize("method", Study(REPO / "hparams/studies/forgetting.yaml", [], "out").methods)
-def test_the_studys_methods_can_be_trained(method, tmp_path, monkeypatch):
-    study = Study(REPO / "hparams/studies/forgetting.yaml", ["--data_folder=x"], tmp_path)
+@pytest.mark.parametrize(
+    "file, method",
+    [(file, method) for file in (REPO / "hparams/studies").glob("*.yaml") for method in Study(file, [], "out").methods],
+    ids=str,
+)
+def test_the_studies_methods_can_be_trained(file, method, tmp_path, monkeypatch):
+    study = Study(file, ["--data_folder=x"], tmp_path)
     monkeypatch.chdir(REPO)
-    (_, training), *evaluations = study.commands(method, 2022)
+    (_, training), *evaluations = study.commands("", method, 2022)
     file, options, overrides = parse_arguments("", training[1:])
     brain = BRAINS[training[0]]
     brain.check(load_config(file, overrides, options, brain.needs))
@@ -78,7 +94,7 @@ def test_the_studys_methods_can_be_trained(method, tmp_path, monkeypatch):
     [
         (None, "Can't read"),
         ("a: [", "Can't read"),
-        ("seeds: [1]", "must have the keys seeds, training, evaluations, methods"),
+        ("seeds: [1]", "must have the keys seeds, training, evaluations, methods, may have strategies, folds"),
         ("{seeds: [1], training: '', evaluations: {full: a b}, methods: {m: {command: c, evaluations: [lep]}}}",
          "method m has the unknown evaluation lep"),
     ],
@@ -94,3 +110,27 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, text, said):
 def test_an_unknown_method_is_one_line(lab, tmp_path):
     code, _, err = ended(start(lab, tmp_path / "out", write_study(tmp_path / "study.yaml"), "--only=simclr,byol"))
     assert (code, err.count("\n")) == (2, 1) and "No method byol" in err and "choose from simclr, supervised" in err
+
+
+def test_methods_are_crossed_with_strategies_and_folds_and_what_is_left_is_listed_for_a_shell(lab, tmp_path):
+    more = "strategies: {none: '', cassle: --strategy=cassle}\nfolds: {a: '--seed=5', b: ''}\nmethods:"
+    file = write_study(tmp_path / "study.yaml", ("methods:", more))
+    code, out, err = ended(start(lab, tmp_path / "out", file, "--list", "--only=simclr-none,simclr-cassle"))
+    assert code == 0 and not (tmp_path / "out").exists(), err
+    lines = [[shlex.split(command) for command in line.split(" && ")] for line in out.splitlines()]
+    names = [{part.split("=")[0]: part.split("=")[1] for part in training if "=" in part} for training, _ in lines]
+    found = [(name["--output_base"], name["--experiment_name"], name.get("--strategy")) for name in names]
+    runs = [("simclr-none", None), ("simclr-cassle", "cassle")]
+    assert found == [(str(tmp_path / "out" / fold), *run) for fold in "ab" for run in runs]
+    assert all(
+        Path(training[1]).is_file() and Path(judging[1]).name == "linclf_train.py" for training, judging in lines
+    )
+    study = Study(file, [], tmp_path)  # what ended well is left out, unless its command has changed
+    (_, _), (folder, command) = study.commands("a", "simclr-none", 1)
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").touch()
+    log = folder.parent / "logs" / f"{folder.name}.txt"
+    log.parent.mkdir()
+    for said, left in ((command, 3), ([*command, "--probe=knn"], 4)):
+        log.write_text(shlex.join(said) + "\n")
+        assert len(study.left(["simclr-none", "simclr-cassle"])) == left

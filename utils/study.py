@@ -4,12 +4,15 @@
 
 The file names seeds, arguments of all trainings, the evaluations, and methods, each by a trainer's command line. A
 method's runs are <output_base>/<method>+seed_<seed>, their evaluations <method>-<evaluation>+seed_<seed>, and the
-comparison is in <output_base>/report. What is finished is not done again, and what was interrupted goes on, so the same
-command adds a method, a seed or an evaluation to a study. Arguments after the file are given to every script.
+comparison is in <output_base>/report. Two keys are optional. `strategies`, names with arguments, crosses every method
+with every strategy: <method>-<strategy>. `folds`, likewise, repeats all in <output_base>/<fold>.
+
+What is finished is not done again, and what was interrupted goes on, so the same command adds a method, a seed or an
+evaluation to a study. Arguments after the file are given to every script. Each run's last command and output are in
+logs, beside the runs. If a run fails, the others go on, it is named at the end, and the exit code is 1.
 
 `--jobs=2` runs two methods at once, each on its share of the cores. `--only=simclr,cassle` runs these methods alone,
-`--seeds=2022` these seeds.
-Each run's last output is in <output_base>/logs. If a run fails, the others go on, and the exit code is 1.
+`--seeds=2022` these seeds. `--list` prints what is left, one shell command a line and run, and starts nothing.
 """
 
 import argparse
@@ -17,7 +20,9 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import timedelta
 from pathlib import Path
 
 import ruamel.yaml
@@ -28,7 +33,7 @@ from utils.report import main as report
 from utils.run.exits import user_errors
 
 REPO = Path(__file__).parents[1]
-KEYS = ("seeds", "training", "evaluations", "methods")
+KEYS, OPTIONAL = ("seeds", "training", "evaluations", "methods"), ("strategies", "folds")
 
 
 class Study:
@@ -43,6 +48,8 @@ class Study:
         Name -> command line of linclf_train.py.
     methods : dict of str to (list of str, list of str)
         Name -> command line of a trainer, and the names of its evaluations.
+    folds : dict of str to list of str
+        Name of a subfolder -> arguments of all its scripts.
 
     Raises
     ------
@@ -51,16 +58,12 @@ class Study:
     """
 
     def __init__(self, file, arguments, output_base):
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-            found = ruamel.yaml.YAML(typ="safe").load(text)
-        except (OSError, ValueError, ruamel.yaml.error.YAMLError) as error:
-            raise InputError(f"Can't read {file}: {' '.join(str(error).split())}") from error
-        if not isinstance(found, dict) or set(found) != set(KEYS):
-            raise InputError(f"{file} must have the keys {', '.join(KEYS)}, and no other.")
+        found = _read(file)
         self.arguments, self.base = list(arguments), Path(output_base)
         self.seeds, self.training = found["seeds"], shlex.split(found["training"] or "")
-        self.evaluations = {name: shlex.split(line) for name, line in found["evaluations"].items()}
+        self.evaluations = _split(found["evaluations"])
+        self.folds = _split(found.get("folds") or {"": ""})
+        strategies = _split(found.get("strategies") or {"": ""})
         self.methods = {}
         for name, line in found["methods"].items():
             judged = list(self.evaluations)
@@ -68,23 +71,68 @@ class Study:
                 line, judged = line["command"], line["evaluations"]
             if unknown := set(judged) - self.evaluations.keys():
                 raise InputError(f"{file}: method {name} has the unknown evaluation {', '.join(unknown)}.")
-            self.methods[name] = shlex.split(line), judged
+            for strategy, more in strategies.items():
+                self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged
 
-    def commands(self, method, seed):
-        """List the command lines of a method's run with a seed: its training, then its evaluations."""
-        places = [*self.arguments, f"--output_base={self.base}", f"--seed={seed}"]
+    def commands(self, fold, method, seed):
+        """List folder and command line of each script of a run: its training, then its evaluations."""
+        base = self.base / fold
+        places = [*self.folds[fold], *self.arguments, f"--output_base={base}", f"--seed={seed}"]
         line, judged = self.methods[method]
-        encoder = f"--ssl_checkpoints_dir={self.base / f'{method}+seed_{seed}'}"
-        yield f"{method}+seed_{seed}", [*line, *self.training, *places, f"--experiment_name={method}"]
+        encoder = base / f"{method}+seed_{seed}"
+        yield encoder, [*line, *self.training, *places, f"--experiment_name={method}"]
         for name in judged:
-            own = [*places, encoder, f"--experiment_name={method}-{name}"]
-            yield f"{method}-{name}+seed_{seed}", [*self.evaluations[name], *own]
+            own = [*places, f"--ssl_checkpoints_dir={encoder}", f"--experiment_name={method}-{name}"]
+            yield base / f"{method}-{name}+seed_{seed}", [*self.evaluations[name], *own]
+
+    def left(self, methods):
+        """List the (fold, method, seed) whose evaluations aren't all finished, seed by seed."""
+        runs = [(fold, method, seed) for seed in self.seeds for fold in self.folds for method in methods]
+        return [run for run in runs if not all(self.is_finished(*script) for script in list(self.commands(*run))[1:])]
+
+    def is_finished(self, folder, command):
+        """Tell if a script has ended well, as it would be started now."""
+        if not (folder / "metrics.json").is_file():
+            return False
+        try:
+            with open(_log_of(folder), encoding="utf-8") as file:
+                return file.readline().rstrip("\n") == shlex.join(command)
+        except FileNotFoundError:
+            return False
 
     def folders(self, methods):
         """List the run folders of the finished evaluations."""
-        repeats = [(method, seed) for seed in self.seeds for method in methods]
-        runs = [name for repeat in repeats for name, _ in list(self.commands(*repeat))[1:]]
-        return [str(self.base / name) for name in runs if (self.base / name / "metrics.json").is_file()]
+        runs = [(fold, method, seed) for seed in self.seeds for fold in self.folds for method in methods]
+        folders = [folder for run in runs for folder, _ in list(self.commands(*run))[1:]]
+        return [str(folder) for folder in folders if (folder / "metrics.json").is_file()]
+
+
+def _read(file):
+    """Read a study's file and check its keys."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        found = ruamel.yaml.YAML(typ="safe").load(text)
+    except (OSError, ValueError, ruamel.yaml.error.YAMLError) as error:
+        raise InputError(f"Can't read {file}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not set(KEYS) <= set(found) <= {*KEYS, *OPTIONAL}:
+        raise InputError(
+            f"{file} must have the keys {', '.join(KEYS)}, may have {', '.join(OPTIONAL)}, and can have no other."
+        )
+    return found
+
+
+def _split(lines):
+    return {name: shlex.split(line or "") for name, line in lines.items()}
+
+
+def _log_of(folder):
+    return folder.parent / "logs" / f"{folder.name}.txt"
+
+
+def _shell(command):
+    """Write a script's command line for a shell."""
+    script, yaml = (str(REPO / name) for name in command[:2])  # an absolute path stays as it is
+    return shlex.join([sys.executable, script, yaml, *command[2:]])
 
 
 class Runner:
@@ -95,16 +143,23 @@ class Runner:
         self.environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
 
     def run(self, runs):
-        """Run (method, seed) pairs in their order; return a line for each that failed.
+        """Run (fold, method, seed) in their order, with a line for each; return a line for each that failed.
 
         An error or a signal here stops the scripts, which save what is done.
         """
-        failed = []
+        failed, begun = [], time.monotonic()
         with ThreadPoolExecutor(self.jobs) as pool, tqdm(total=len(runs), unit="run", **_bar()) as bar:
-            futures = [pool.submit(self._run_method, *run) for run in runs]
+            futures = {pool.submit(self._run_method, run): run for run in runs}
             try:
-                for future in as_completed(futures):
-                    failed += [future.result()] if future.result() else []
+                for done, future in enumerate(as_completed(futures), 1):
+                    seconds, error = future.result()
+                    failed += [error] if error else []
+                    left = (time.monotonic() - begun) * (len(runs) - done) / done
+                    how = "failed after" if error else "done in"
+                    tqdm.write(
+                        f"{done}/{len(runs)} {_name(*futures[future])}: {how} {_time(seconds)}"
+                        + (f", about {_time(left)} left" if done < len(runs) else "")
+                    )
                     bar.update()
             except BaseException:
                 self.stopped = True
@@ -114,27 +169,42 @@ class Runner:
                 raise
         return failed
 
-    def _run_method(self, method, seed):
-        """Run a method with a seed; "", or how one of its scripts failed."""
-        for name, command in self.study.commands(method, seed):
+    def _run_method(self, run):
+        """Run what is left of a method; its seconds, and "" or how one of its scripts failed."""
+        begun = time.monotonic()
+        for folder, command in self.study.commands(*run):
             if self.stopped:
-                return ""
-            log = self.study.base / "logs" / f"{name}.txt"
-            process = self.start(command, log)
+                break
+            if self.study.is_finished(folder, command):
+                continue
+            process = self.start(folder, command)
             self.running.add(process)
             code = process.wait()
             self.running.remove(process)
             if code:
-                said = log.read_text(encoding="utf-8", errors="replace").strip()
-                return f"{name}: {said.splitlines()[-1] if said else f'ended with {code}'} (see {log})"
-        return ""
+                log = _log_of(folder)
+                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[1:]
+                why = said[-1] if said else f"ended with {code}"
+                return time.monotonic() - begun, f"{_name(*run)}: {folder.name}: {why} (see {log})"
+        return time.monotonic() - begun, ""
 
-    def start(self, command, log):
-        """Start a script, with all that it says in the file `log`."""
-        script, yaml = (str(REPO / name) for name in command[:2])  # an absolute path stays as it is
+    def start(self, folder, command):
+        """Start a script, with its command line and all that it says in its log."""
+        log = _log_of(folder)
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as file:
+            file.write(shlex.join(command) + "\n")
+            file.flush()
             how = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "env": self.environment}
-            return subprocess.Popen([sys.executable, script, yaml, *command[2:]], **how)
+            return subprocess.Popen(shlex.split(_shell(command)), **how)
+
+
+def _time(seconds):
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _name(fold, method, seed):
+    return os.path.join(fold, f"{method}+seed_{seed}")
 
 
 def _bar():
@@ -151,6 +221,7 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=1, help="methods that run at once")
     parser.add_argument("--only", help="of the methods, with commas between")
     parser.add_argument("--seeds", help="instead of the file's, with commas between")
+    parser.add_argument("--list", action="store_true", help="print the commands of what is left, one run a line")
     own, arguments = parser.parse_known_args(argv)
     with user_errors():
         study = Study(own.study, arguments, os.path.abspath(own.output_base))
@@ -159,8 +230,12 @@ def main(argv=None):
             raise InputError(f"No method {', '.join(unknown)} in {own.study}: choose from {', '.join(study.methods)}.")
         if own.seeds:
             study.seeds = [int(seed) if seed.isdigit() else seed for seed in own.seeds.split(",")]
-        (study.base / "logs").mkdir(parents=True, exist_ok=True)
-        failed = Runner(study, own.jobs).run([(method, seed) for seed in study.seeds for method in methods])
+        left = study.left(methods)
+        if own.list:
+            for run in left:
+                print(" && ".join(_shell(command) for _, command in study.commands(*run)))
+            return
+        failed = Runner(study, own.jobs).run(left)
         folders = study.folders(methods)
         if folders:
             report([*folders, "--output", str(study.base / "report")])

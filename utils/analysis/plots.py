@@ -122,9 +122,7 @@ def plot_projection(
     return figure
 
 
-def plot_drift(
-    drifts: np.ndarray, rows: pd.DataFrame, names: Sequence[str], learns: Sequence[int] | None = None
-):
+def plot_drift(drifts: np.ndarray, rows: pd.DataFrame, names: Sequence[str], learns: Sequence[int] | None = None):
     """Draw how far the clips of each task moved, a panel per step from an encoder to the next.
 
     Parameters
@@ -197,9 +195,7 @@ def plot_cka(table: np.ndarray, names: Sequence[str]):
     return figure
 
 
-def plot_clip(
-    points: np.ndarray, rows: pd.DataFrame, number: int, features: np.ndarray, seconds: float, name: str
-):
+def plot_clip(points: np.ndarray, rows: pd.DataFrame, number: int, features: np.ndarray, seconds: float, name: str):
     """Draw where a clip lies among the others, and its log-mel.
 
     Parameters

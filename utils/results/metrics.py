@@ -120,9 +120,7 @@ def mean_over_seen(table: np.ndarray, aligned: bool = True) -> np.ndarray:
     return np.array([_mean(table[i, :n]) for i, n in enumerate(seen)])
 
 
-def continual_metrics(
-    table: np.ndarray, floor: np.ndarray | None = None, aligned: bool = True
-) -> dict[str, float]:
+def continual_metrics(table: np.ndarray, floor: np.ndarray | None = None, aligned: bool = True) -> dict[str, float]:
     """Compute all metrics of one table; NaN where a metric can't be computed.
 
     Parameters

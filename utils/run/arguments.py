@@ -167,5 +167,3 @@ def _as_yaml(key, value, default):
     is_text = default is None or isinstance(default, str) or tag_of(default) == "!PLACEHOLDER"
     takes_text = is_text and not is_mixed(key)
     return json.dumps(value, ensure_ascii=False) if takes_text and value != "null" and value[0] not in "\"'!" else value
-
-

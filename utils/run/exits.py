@@ -77,5 +77,3 @@ def _again():
     """How a run is taken up: --overwrite would delete it."""
     given = any(re.match("--overwrite(=|$)", token) for token in sys.argv)
     return "the same command without --overwrite" if given else "the same command again"
-
-

@@ -179,4 +179,3 @@ class Consolidation:
         if not self.active:
             return {}
         return {name: float(pull_loss(self.weights, self.anchors, self.importances, strength))}
-
