@@ -95,7 +95,7 @@ def _from_folders(folder):
     """Read class folders; files without any are unlabelled."""
     files = _audio_files(folder)
     if not files:
-        raise InputError(f"No audio in data_folder {folder}: it holds {listing(folder)}.")
+        raise InputError(f"No audio in data_folder {folder}: found {listing(folder)}.")
     tops = {name.split("/")[0] for name, _ in files if "/" in name}
     is_split = len(tops) > 1 and all(top.lower() in SPLIT_NAMES for top in tops)
     rows = []
@@ -221,8 +221,7 @@ def _name_unlabelled(clips):
     if labelled.all():
         return clips.assign(labelled=True)
     clips = clips if "task" in clips else clips.assign(task=0)
-    several = clips["task"].nunique() > 1
-    names = clips["task"].map(lambda task: f"{UNLABELLED} task {task}" if several else UNLABELLED)
+    names = clips["task"].map(lambda task: f"{UNLABELLED} task {task}" if task else UNLABELLED)  # also where tasks join
     return clips.assign(labelled=labelled, class_name=clips["class_name"].where(labelled, names))
 
 

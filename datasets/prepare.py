@@ -100,6 +100,7 @@ def prepare(
     skip_bad_audio: bool = False,
     cut_audio: str = "refuse",
     numbers: Iterable[Mapping[str, int]] = (),
+    tasks_before: Iterable[Sequence[Sequence[str]]] = (),
     needs_labels: bool = False,
 ) -> Data:
     """Read the metadata, check every clip, and open or build the audio store.
@@ -120,6 +121,8 @@ def prepare(
         "refuse" takes a file that is cut off for one that can't be read, "keep" uses what is there.
     numbers
         Labels that classes have in earlier records, and keep: see `datasets.tasks.keep_numbers`.
+    tasks_before
+        Tasks that earlier runs have drawn: see `datasets.tasks.resolve_tasks`.
     needs_labels
         Leave out the clips that have no class.
 
@@ -132,7 +135,7 @@ def prepare(
     rows, classes, source = _labelled(table, data_folder) if needs_labels and "labelled" in table.rows else table
     rows, classes = rows.reset_index(drop=True), keep_numbers(classes, numbers)
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
-    tasks = resolve_tasks(rows, classes, task_classes)
+    tasks = resolve_tasks(rows, classes, task_classes, tasks_before)
     assigned = assign_tasks(rows, classes, tasks)
     how = {"skip_bad_audio": skip_bad_audio, "cut_audio": cut_audio}
     store = open_store(data_folder, list(paths), sample_rate, store_folder, source.lower(), **how)

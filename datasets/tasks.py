@@ -24,7 +24,12 @@ def shuffled(labels: Sequence[int], n_tasks: int, seed: int) -> list[list[int]]:
     return [sorted(part.tolist()) for part in np.array_split(seeded_order(labels, seed), n_tasks)]
 
 
-def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequence | Callable) -> list[list[int]]:
+def resolve_tasks(
+    rows: pd.DataFrame,
+    classes: Sequence[str],
+    task_classes: Sequence | Callable,
+    before: Iterable[Sequence[Sequence[str]]] = (),
+) -> list[list[int]]:
     """Return the labels of each task from `task_classes`, however a YAML gives it.
 
     Parameters
@@ -34,6 +39,9 @@ def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequ
     task_classes
         The classes of each task, by label or by name; or a function such as `shuffled` that returns them, given the
         sorted labels of the classes that have clips. Where the rows have a `task`, it goes before a function.
+    before
+        Tasks that earlier runs have drawn, as the names of each task's classes. The longest whose classes all have
+        clips goes before a function, too, and the classes that it lacks are one task more.
 
     Raises
     ------
@@ -43,7 +51,14 @@ def resolve_tasks(rows: pd.DataFrame, classes: Sequence[str], task_classes: Sequ
     if callable(task_classes):
         there = set(rows["class_name"].unique())
         labels = [label for label, name in enumerate(classes) if name in there]
-        task_classes = _tasks_of_rows(rows, classes) if "task" in rows else task_classes(labels)
+        known = max((tasks for tasks in before if there.issuperset(_names(tasks))), key=len, default=[])
+        if "task" in rows:
+            task_classes = _tasks_of_rows(rows, classes)
+        elif known:
+            joined = [label for label in labels if classes[label] not in _names(known)]
+            task_classes = [*known, joined] if joined else known
+        else:
+            task_classes = task_classes(labels)
     task_of = _task_of_label(classes, task_classes)
     return [[label for label, place in task_of.items() if place == task] for task in range(len(task_classes))]
 
@@ -92,6 +107,10 @@ def lost_tasks(before: Sequence[Sequence], now: Sequence[Sequence]) -> str:
             moved = f"task {task} was {members} and is {list(now[task])} now"
             return f"{moved}; tasks can be added at the end alone"
     return ""
+
+
+def _names(tasks):
+    return {name for names in tasks for name in names}
 
 
 def _tasks_of_rows(rows, classes):

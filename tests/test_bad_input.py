@@ -261,6 +261,11 @@ BAD_DATA = {  # data set, its files, what is said; test_tau19.py and test_vgg.py
     "esc50 a clip twice": ("esc50", {"meta/esc50.csv": ESC.replace("2.wav", "1.wav")}, "line 3: a clip that an"),
     "esc50 fold": ("esc50", {"meta/esc50.csv": ESC.replace(",4,", ",6,")}, "has no fold 6"),
     "esc50 target": ("esc50", {"meta/esc50.csv": ESC.replace(",1,cow", ",,cow")}, "line 3: no target"),
+    "clips outside": ("folder", {"clips.csv": "path\n../1.wav"}, "line 2: a path that leaves the data folder"),
+    "clips twice": ("folder", {"clips.csv": "path\n1.wav\n./1.wav"}, "line 3: a clip that an earlier line has"),
+    "clips backwards": ("folder", {"clips.csv": "path,start,stop\n1.wav,2,1"}, "2: a stop that isn't after its start"),
+    "folder without audio": ("folder", {"a/notes.txt": "x"}, "No audio in data_folder", "found a"),
+    "class of two clips": ("folder", {"a/1.wav": "", "a/2.wav": ""}, "have too few recordings (groups)"),
     "vgg ..": ("vgg", {"vggsound.csv": CLIPS.replace("id1,", "../id1,")}, "line 2: a youtube_id that leaves"),
     "vgg folder": ("vgg", {"vggsound.csv": CLIPS.replace("id1,", "a/id1,")}, "line 2: a youtube_id that names"),
 }
@@ -273,6 +278,7 @@ def test_data_set_is_refused(copy, bad):
         (copy.folder / "other" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy.folder / "other" / name).write_text(text)
     copy.refused(copy.other_args(dataset), *words)
+    assert dataset != "folder" or words[0].rpartition(": ")[2] in (REPO / "docs/faults.md").read_text()
 
 
 @pytest.mark.parametrize("store", [(), ("--store_folder=null",)], ids=["store", "on the fly"])

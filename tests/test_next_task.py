@@ -114,6 +114,29 @@ def test_a_death_in_the_added_task(desk, own, lab):
     assert [start.get("added_tasks") for start in starts_of(own.run_of("two"))] == [None, [["drill", "horn"]], None]
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_class_that_joins_while_a_task_is_half_trained(own, lab, labels):
+    """With labels the task begins anew, as if the class had been there before it. Without, it goes on."""
+    how, two = EWC if labels else (), own.run_of("two")
+    if not labels:
+        shutil.rmtree(two)
+        own.train(TWO, *how, name="two")
+    early = shutil.copytree(two, own.folder / "early")
+    every = ("--ckpt_interval_steps=1", "--experiment_name=two")
+    with pytest.raises(Stopped):
+        lab.learn(Dying, "us8k/supclr_train.yaml", *map(str, own.train_args(THREE, *how, *every)[2:]), data=own.sounds)
+    add_class(own.sounds)
+    more = own.train_args("--task_classes=[[0],[1],[2,3],[4]]", *how, "--experiment_name=two")
+    assert ("was trained with fewer classes: that task begins anew" in own.done(more)) == labels
+    half = shutil.move(two, own.folder / "half")
+    shutil.move(early, two)
+    own.done(more)
+    for task in (2, 3):
+        found, wanted = weights_of(half, task), weights_of(two, task)
+        differing = {name.split(".")[0] for name in wanted if not torch.equal(found[name], wanted[name])}
+        assert differing <= (set() if labels else {"classifier"})
+
+
 @pytest.mark.parametrize(
     "tasks, words",
     [
@@ -228,8 +251,8 @@ def test_numbers_and_tasks():
     assert lost_tasks([["a"]], [("a",), ("b",)]) == lost_tasks([], []) == ""
 
 
-def test_a_class_that_a_function_gives_another_task_is_refused(own, lab):
-    """The settings have the function's name, and the list of clips no tasks: versions.json has them."""
+def test_a_class_that_joins_tasks_by_a_function_is_one_task_more(own):
+    """The settings have the function's name: versions.json has what it has drawn, which an evaluation takes, too."""
     function = own.folder / "split.yaml"
     text = Path("hparams/us8k/supclr_train.yaml").read_text()
     tasks = "task_classes: !name:datasets.tasks.shuffled {n_tasks: 2, seed: 1}\n"
@@ -238,8 +261,18 @@ def test_a_class_that_a_function_gives_another_task_is_refused(own, lab):
     arguments = [a for a in own.train_args(*where) if "task_classes" not in str(a)]
     arguments[1] = function
     own.done(arguments)
+    folder, drawn = own.run_of("shuffled"), starts_of(own.run_of("shuffled"))[-1]["tasks"]
+    before = trained_files(folder, "01")
     add_class(own.sounds)
-    own.refused(arguments, "run of other tasks", "task 0 was")
+    own.done(arguments)
+    assert trained_files(folder, "01") == before and starts_of(folder)[-1]["tasks"] == [*drawn, ["bell"]]
+    judged, _ = own.judge(folder, "--task_classes=encoder")
+    table, _, record, _ = read_evaluation(judged)
+    assert list(table.columns) == [*map(", ".join, drawn), "bell"]
+    assert "forgetting" in record["metrics"]
+    csv = own.sounds / "metadata/UrbanSound8K.csv"
+    csv.write_text(re.sub(r".*horn\n", "", csv.read_text()).replace(",4,bell", ",3,bell"))
+    own.refused(arguments, "run of other tasks (the class horn is gone)")
 
 
 # A branch

@@ -19,15 +19,15 @@ from scipy.stats import ortho_group
 from sklearn.neighbors import KNeighborsClassifier
 
 from datasets import us8k
-from helpers.lab import REPO, edited
+from helpers.lab import DEBUG, REPO, edited
 from linclf_train import LinearProbe
 from models.embed import embed
-from utils.analysis.clips import COLUMNS, choose_clips, open_clips, read_clips
+from utils.analysis.clips import COLUMNS, choose_clips, embed_with_each, open_clips, read_clips
 from utils.analysis.measures import directions, drift, linear_cka
 from utils.analysis.plots import plot_cka, plot_clip, plot_drift, plot_projection
 from utils.analysis.projections import PROJECTIONS, nearest, procrustes, project_pca, usable, variance_shown
 from utils.evaluation.judge import Evaluation, evaluate_encoders
-from utils.evaluation.saved import as_trained, find_checkpoints
+from utils.evaluation.saved import as_trained, find_checkpoints, open_saved
 from utils.io.errors import InputError
 from utils.run.config import load_config
 from utils.training.checkpoints import load_weights
@@ -236,13 +236,13 @@ def test_a_choice_that_leaves_no_picture_is_refused(splits, classes_shown, clips
         choose_clips(table(2), splits, classes_shown, clips_per_class, 0)
 
 
-def test_clips_are_found_by_path_and_unreadable_ones_left_out(lab, tmp_path):
+def test_clips_are_found_by_path_and_unreadable_ones_left_out(lab, encoder, tmp_path):
     shutil.copytree(lab.sounds, tmp_path / "sounds")
     rows = us8k.load(tmp_path / "sounds")[0].iloc[::-7].assign(label=0, task=0)[list(COLUMNS)]
     broken = rows["wav_path"].iloc[3]
     (tmp_path / "sounds" / broken).write_bytes(b"no sound")
     hparams = {"dataset": us8k.load, "data_folder": str(tmp_path / "sounds"), "sample_rate": 16000}
-    hparams |= {"store_folder": str(tmp_path / "store"), "skip_bad_audio": True}
+    hparams |= {"store_folder": str(tmp_path / "store"), "skip_bad_audio": True, "ssl_checkpoints_dir": str(encoder)}
     found, store = open_clips(rows, hparams)
     assert found["wav_path"].tolist() == [path for path in rows["wav_path"] if path != broken]
     for path, clip in zip(found["wav_path"][:3], found["clip"][:3], strict=True):
@@ -250,6 +250,29 @@ def test_clips_are_found_by_path_and_unreadable_ones_left_out(lab, tmp_path):
         assert store.lengths[clip] / 16000 == pytest.approx(seconds, abs=1e-3)
     with pytest.raises(InputError, match="can't be read|cannot|unreadable"):
         open_clips(rows, hparams | {"skip_bad_audio": False})
+
+
+def test_a_run_on_own_sounds_grows_by_a_task_and_keeps_its_segments(lab, us8k_rows, tmp_path):
+    """The segments are those of the run, whose embeddings by the encoders of before are kept; so no store is built."""
+    yaml = edited(tmp_path / "mine.yaml", "visualize.yaml", ("datasets.demo.load", "datasets.folder.load"))
+    shown, sounds = {}, tmp_path / "sounds"
+    for tasks, name in enumerate(us8k_rows["class_name"].unique()[:3]):
+        (sounds / name).mkdir(parents=True)
+        for path in us8k_rows.loc[us8k_rows["class_name"] == name, "wav_path"]:
+            (sounds / name / path.replace("/", "-")).symlink_to(lab.sounds / path)
+        if tasks == 0:
+            continue
+        how = ("--n_tasks=2", "--segment_seconds=0.3", *DEBUG)
+        run, _ = lab.train(tmp_path / "runs", *how, yaml="folder", data=sounds)
+        stores = len(list(lab.store.iterdir()))
+        where = (f"--ssl_checkpoints_dir={run}", f"--data_folder={sounds}", f"--store_folder={lab.store}")
+        hparams, options, folders = open_saved([str(yaml), *lab.tiny, *where])
+        rows, store = open_clips(choose_clips(read_clips(run / "save"), ["train", "test"], 10, 60, 0), hparams)
+        found = embed_with_each(hparams, options, folders, store, rows["clip"])
+        shown[len(folders)] = len(rows), [n_new for _, _, n_new in found]
+        assert len(list(lab.store.iterdir())) == stores and rows["wav_path"].str.contains("#t=").any()
+    (two, three) = shown[2], shown[3]
+    assert two[1] == 3 * [two[0]] and three[1] == [*3 * [three[0] - two[0]], three[0]] and three[0] > two[0]
 
 
 @pytest.fixture

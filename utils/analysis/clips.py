@@ -1,7 +1,9 @@
 """The clips that are shown, and their embeddings by every saved encoder. Shapes: n clips, D embedding features."""
 
 import copy
+import functools
 import glob
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +15,9 @@ from datasets.store import AudioStore, LiveAudio, open_store
 from datasets.table import read_dataset, read_metadata
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.io.errors import InputError
+from utils.run.yaml_text import plain_keys
 from utils.training.checkpoints import load_weights
+from utils.training.runs import find_save, settings_of
 
 COLUMNS = ("wav_path", "class_name", "split", "label", "task")
 LEAST_CLIPS = 3  # fewer make no picture
@@ -85,7 +89,8 @@ def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioSt
     rows : pandas.DataFrame
         With `wav_path`.
     hparams : dict
-        Uses `dataset`, `data_folder`, `sample_rate`, `store_folder`, `skip_bad_audio`, `cut_audio`.
+        Uses `dataset`, `data_folder`, `sample_rate`, `store_folder`, `skip_bad_audio`, `cut_audio`, and
+        `ssl_checkpoints_dir`: the data set is read as that run read it, see `_as_trained_on`.
 
     Returns
     -------
@@ -98,7 +103,8 @@ def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioSt
     InputError
         A clip is not in the data set; also the errors of the data set and of `datasets.store.open_store`.
     """
-    table, _, source = read_dataset(hparams["dataset"], hparams["data_folder"])
+    load = _as_trained_on(hparams["dataset"], hparams["ssl_checkpoints_dir"])
+    table, _, source = read_dataset(load, hparams["data_folder"])
     paths = list(table["wav_path"])
     clips = rows["wav_path"].map({path: clip for clip, path in enumerate(paths)})
     if clips.isna().any():
@@ -113,6 +119,15 @@ def open_clips(rows: pd.DataFrame, hparams: dict) -> tuple[pd.DataFrame, AudioSt
     )  # fmt: skip
     good = ~rows["wav_path"].isin(list(store.bad))
     return rows.assign(clip=clips.astype(int))[good].reset_index(drop=True), store
+
+
+def _as_trained_on(load, run):
+    """Give a data set's `load` what the run gave it, such as `segment_seconds`, if it was trained on that data set."""
+    settings, made = settings_of(os.path.join(find_save(run), "task0")), getattr(load, "func", load)
+    if settings.get("dataset", "").split()[:1] != [f"!name:{made.__module__}.{made.__qualname__}"]:
+        return load
+    keys = settings.keys() & inspect.signature(load).parameters.keys() - {"task_classes"}
+    return functools.partial(load, **{key: plain_keys(f"{key}: {settings[key]}", run)[key] for key in keys})
 
 
 def embed_with_each(

@@ -21,6 +21,7 @@ from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.folder import as_text, is_harmless, same_setting
 from utils.run.keys import DRAW_KEYS, ENCODER_KEYS, FOLD_KEYS
+from utils.run.record import tasks_of
 from utils.run.yaml_text import plain_keys, read_text
 from utils.training.checkpoints import latest_checkpoint, load_weights
 from utils.training.context import FRONT_END
@@ -76,7 +77,7 @@ def origin_of(task_folder: str) -> str:
         versions = read_json(beside(task_folder, "versions.json"))
     first = [*versions.get("earlier_starts", []), versions][0]
     if any("added_tasks" in start for start in (*versions.get("earlier_starts", []), versions)):
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # tasks by a function can't be added to
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a function's text stays, whatever it has drawn
             made_by["task_classes"] = json.dumps(json.loads(settings["task_classes"])[: len(first["tasks"])])
     made_by["data_folder"] = first.get("data") or settings.get("data_folder")
     return f"run {hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=8).hexdigest()}"
@@ -145,7 +146,9 @@ def _with_tasks(trained, text, overrides, path):
     if given.get("task_classes", keys.get("task_classes")) != "encoder":
         return overrides
     tasks = trained.get("task_classes", "")
-    if not tasks.startswith("["):
+    if not tasks.startswith("["):  # drawn by a function
+        tasks = json.dumps(tasks_of(find_save(home_path(path, "ssl_checkpoints_dir")), trained))
+    if tasks == "[]":
         raise InputError(f"task_classes=encoder: the run of {path} does not list its tasks, so name them here.")
     if trained.get("dataset") != as_text(text, overrides).get("dataset"):
         raise InputError(f"task_classes=encoder: the encoder in {path} was trained on another data set.")
@@ -179,15 +182,18 @@ def _with_folds(trained, text, overrides, path):
 
 
 def _with_draw(trained, text, overrides, path):
-    """Take what decides the splits of own sounds from the encoder's run; warn where it is given and differs."""
+    """Take what decides the splits of own sounds from the encoder's run; warn where it is given and differs.
+
+    The same holds for the number of tasks, but another one is no reason to warn.
+    """
     keys, given = plain_keys(text, "the YAML"), plain_keys(overrides, "the command line")
     if trained.get("dataset") != as_text(text, overrides).get("dataset"):
         return overrides
-    for key in (key for key in DRAW_KEYS if key in keys and key in trained):
+    for key in (key for key in (*DRAW_KEYS, "n_tasks") if key in keys and key in trained):
         theirs = plain_keys(f"{key}: {trained[key]}", f"settings.json of {path}")[key]
         if key not in given:
             overrides += f"\n{key}: {json.dumps(theirs)}"
-        elif not same_setting(given[key], theirs):
+        elif key in DRAW_KEYS and not same_setting(given[key], theirs):
             logger.warning("--%s=%s: the encoder in %s was trained with %s=%s, and maybe on clips that now test it.",
                            key, given[key], path, key, theirs)  # fmt: skip
     return overrides

@@ -27,6 +27,7 @@ from utils.results.summary import summarise
 from utils.run.costs import read_costs
 from utils.run.experiment import Run
 from utils.run.processes import main_only
+from utils.run.record import tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
     tables = {name: accuracy_table(c, task_of_class, tasks) for name, c in confusions.items()}
     by_draw = {name: confusions_by_draw(results[name], len(data.classes)) for name in ("trained", "floor")}
     # Row t of the table follows task t only on the stream of tasks that the encoder was trained on.
-    same = all(trained.get(key) == settings[key] for key in ("dataset", "task_classes"))
+    same = trained.get("dataset") == settings["dataset"] and _has_tasks(encoders, trained, data, settings)
     floor = None if protocol.classes_grow else tables["floor"][-1]  # what forward transfer compares with
     for name, file in (("trained", "accuracy_table.csv"), ("floor", "floor_table.csv")):
         write_table(os.path.join(folder, file), tables[name], data.task_names())
@@ -83,6 +84,14 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
     _save_confusion(folder, confusions, data.classes, max(1, len(by_draw["trained"])))
     _draw(folder, tables, confusions, tasks, task_of_class, data, record, same)
     logger.info("\n%s", summarise([folder]))
+
+
+def _has_tasks(encoders, trained, data, settings):
+    """Tell whether the tasks are those of the encoder's run, of which older ones keep only how a YAML gave them."""
+    theirs = tasks_of(os.path.dirname(os.path.abspath(encoders[0])), trained)
+    if not theirs:
+        return trained.get("task_classes") == settings["task_classes"]
+    return list(map(set, theirs)) == list(map(set, data.classes_of_tasks()))
 
 
 def _metrics(table, last_confusion, floor, same):

@@ -18,17 +18,22 @@ from utils.run.config import effective_option, load_config
 from utils.run.folder import check_run_folder, open_run_folder, run_settings
 from utils.run.keys import keys_for
 from utils.run.processes import join_processes, main_first, main_only
-from utils.run.record import check_data, class_numbers, save_record
+from utils.run.record import check_data, class_numbers, save_record, tasks_of
 from utils.run.yaml_text import read_text
 
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
 
 
-def read_data(hparams: dict, save_folders: Sequence[str] = (), needs_labels: bool = False) -> Data:
+def read_data(
+    hparams: dict,
+    save_folders: Sequence[str] = (),
+    tasks_before: Sequence[Sequence[Sequence[str]]] = (),
+    needs_labels: bool = False,
+) -> Data:
     """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
 
-    Classes keep the numbers that they have in the runs of `save_folders`. With `needs_labels`, clips without a class
-    are left out.
+    Classes keep the numbers that they have in the runs of `save_folders`. `tasks_before` and `needs_labels` are those
+    of `datasets.prepare.prepare`.
 
     Raises
     ------
@@ -39,7 +44,7 @@ def read_data(hparams: dict, save_folders: Sequence[str] = (), needs_labels: boo
     load = hparams["dataset"]
     given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
     numbers = [numbers for folder in save_folders for numbers in class_numbers(folder)]
-    return prepare(**given, numbers=numbers, needs_labels=needs_labels)
+    return prepare(**given, numbers=numbers, tasks_before=tasks_before, needs_labels=needs_labels)
 
 
 class Run:
@@ -109,7 +114,7 @@ class Run:
         ----------
         origin : str, optional
             The save folder of the run whose encoders are taken: classes have the numbers that they have there, unless
-            an earlier start of this run knows them.
+            an earlier start of this run knows them. Tasks that a function would draw are those of these runs.
 
         Raises
         ------
@@ -117,9 +122,10 @@ class Run:
             Metadata or audio are not as they must be, or not those that the run was started with.
         """
         own = [] if self.hparams["overwrite"] else [self.save_folder]
-        others = filter(None, [origin, self.start and self.start.save])
+        others = list(filter(None, [origin, self.start and self.start.save]))
+        tasks = [tasks_of(folder, self.settings) for folder in (*own, *others)]
         labels = self.brain_class.uses_labels(self.hparams)
-        self.data = main_first(read_data)(self.hparams, [*own, *others], labels)
+        self.data = main_first(read_data)(self.hparams, [*own, *others], tasks, labels)
         if not self.hparams["overwrite"]:
             accept = self.hparams.get("accept_changed_data", False)
             self.changes = check_data(self.folder, self.save_folder, self.data, accept)

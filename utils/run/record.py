@@ -20,6 +20,7 @@ from datasets.tasks import lost_tasks
 from utils.io.errors import InputError
 from utils.io.files import read_json, write_json
 from utils.run.exits import early_messages
+from utils.run.folder import read_settings
 from utils.run.hardware import device_name
 from utils.run.processes import main_only
 
@@ -43,6 +44,17 @@ def class_numbers(save_folder) -> list[dict[str, int]]:
     used = {} if table is None else dict(zip(table["class_name"], map(int, table["label"]), strict=True))
     every = _last_start(os.path.dirname(save_folder)).get("classes", [])
     return [{name: label for label, name in enumerate(every)}, used]
+
+
+def tasks_of(save_folder, settings) -> list[list[str]]:
+    """Read the class names of each task at a run's last start.
+
+    None if its settings have another data set or `n_tasks`, or are from before tasks were recorded.
+    """
+    file = os.path.join(os.path.dirname(save_folder), "settings.json")
+    there = read_settings(file) if os.path.isfile(file) else {}
+    same = all(there.get(key) == settings.get(key) for key in ("dataset", "n_tasks"))
+    return _last_start(os.path.dirname(save_folder)).get("tasks", []) if same else []
 
 
 def list_of_clips(save_folder) -> pd.DataFrame | None:
@@ -95,7 +107,10 @@ def check_data(folder, save_folder, data: Data, accept: bool) -> Changes | None:
     InputError
         The data changed, and `accept` is false; or a class has another task.
     """
-    if lost := lost_tasks(_last_start(folder).get("tasks", []), data.classes_of_tasks()):
+    tasks = _last_start(folder).get("tasks", [])
+    if lost := lost_tasks(tasks, data.classes_of_tasks()):
+        gone = [name for names in tasks for name in names if name not in data.classes]
+        lost = f"the class {gone[0]} is gone" if gone else lost
         raise InputError(f"{folder} is a run of other tasks ({lost}). Set experiment_name to start afresh.")
     before = list_of_clips(save_folder)
     if before is not None:

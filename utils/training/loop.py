@@ -3,11 +3,13 @@
 import functools
 import logging
 import os
+import shutil
 from pathlib import Path
 from time import monotonic
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -26,6 +28,7 @@ from utils.training.best_epoch import BestEpoch
 from utils.training.checkpoints import (
     AtomicCheckpointer,
     is_finished,
+    latest_checkpoint,
     load_weights,
     set_aside_damaged,
     sweep_replaced,
@@ -125,6 +128,9 @@ class Stream:
         start = self.run.start
         for folder in [*folders, *([os.path.join(self.run.save_folder, start.folder)] if start else [])]:
             set_aside_damaged(folder)
+        if self.brain_class.uses_labels(self.run.hparams):
+            for folder in folders:
+                _forget_fewer_classes(folder, self.modules["classifier"])
         if start is not None:
             take_over(start, self.run.save_folder)
         finished = [t for t, folder in enumerate(folders) if is_finished(folder)]
@@ -203,6 +209,17 @@ class Stream:
         batches = clips.batches(hparams["batch_size"])[rank() :: world_size()]
         how = {"num_workers": hparams["num_workers"], "collate_fn": PaddedBatch}
         return WatchedLoader(clips, batch_sampler=batches, **how)
+
+
+def _forget_fewer_classes(folder, classifier):
+    """Delete what an interrupted task has saved if classes have joined since: its losses and optimizer lack them."""
+    path, meta = latest_checkpoint(folder) or (None, {"finished": True})
+    if meta.get("finished"):
+        return
+    saved = torch.load(path / f"classifier{PARAMFILE_EXT}", map_location="cpu", weights_only=True)
+    if any(tensor.shape != saved[name].shape for name, tensor in classifier.state_dict().items()):
+        logger.warning("%s was trained with fewer classes: that task begins anew.", path)
+        shutil.rmtree(folder)
 
 
 def save_rows(save_folder, data, finished=()):
