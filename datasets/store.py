@@ -24,6 +24,7 @@ import functools
 import logging
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -105,6 +106,14 @@ def open_store(
     refuse_bad(clips.bad, len(set(paths)), skip_bad_audio, data_folder)
     _warn(clips, len(set(paths)))
     return clips
+
+
+def path_of(clip_id: str) -> str:
+    """Return the path of the clip in an id of `Clips.ids`."""
+    path, at, rest = clip_id.rpartition("@")
+    if at and re.fullmatch(r"\d+:\d+:-?\d+", rest):  # as `LiveAudio.ids`
+        return path
+    return clip_id.rpartition(":")[0]
 
 
 def _warn(clips, total):
@@ -321,4 +330,3 @@ class LiveAudio(Clips):
 
     def __getstate__(self):
         return {**self.__dict__, "_recent": collections.OrderedDict()}
-

@@ -22,7 +22,8 @@ from datasets import us8k
 from helpers.lab import DEBUG, REPO, edited
 from linclf_train import LinearProbe
 from models.embed import embed
-from utils.analysis.clips import COLUMNS, choose_clips, embed_with_each, open_clips, read_clips
+from utils.analysis.choose import choose_clips
+from utils.analysis.clips import COLUMNS, embed_with_each, open_clips, read_clips
 from utils.analysis.measures import directions, drift, linear_cka
 from utils.analysis.plots import plot_cka, plot_clip, plot_drift, plot_projection
 from utils.analysis.projections import PROJECTIONS, nearest, procrustes, project_pca, usable, variance_shown

@@ -325,7 +325,8 @@ def judge(folder, name, encoder):
     )
     settings = {"dataset": "pets", "task_classes": "[[0], [1], [2]]"}
     hparams = {"linclf_train_type": name, "seed": 7, "method": "m", "modules": {"embedding_model": encoder}}
-    data = Data(rows, ["dog", "cat", "owl"], None, [[0], [1], [2]], "Pets")
+    store = SimpleNamespace(data_folder="pets")
+    data = Data(rows, ["dog", "cat", "owl"], store, [[0], [1], [2]], "Pets")
     run = SimpleNamespace(folder=str(folder), hparams=hparams, data=data, settings=settings)
     results = {"trained": trained, "floor": 3 * floor, "n_embedded": 90}
     save_results(results, run, settings, [str(folder / "save" / f"task{t}") for t in range(3)])

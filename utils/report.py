@@ -1,6 +1,6 @@
 """The comparison of methods: many finished evaluations in one table, over seeds, with floor, ceiling and costs.
 
-    python -m utils.report runs/*_eval*/ --output report    one table over seeds; also report.md, .csv and .png
+    python -m utils.report runs/*_eval*/ --output report    one table over seeds; also report.html, .md, .csv, .png
     python -m utils.report --summary runs/lep runs/slep     the accuracy tables of a few runs, for the terminal
 
 An evaluation run is a folder with ``metrics.json``, ``accuracy_table.csv`` and ``floor_table.csv``, as linclf_train.py
@@ -17,6 +17,7 @@ from utils.io.errors import InputError
 from utils.io.streams import mend_streams
 from utils.results.comparison import aggregate, differences
 from utils.results.judged import load_runs
+from utils.results.page.write import write_page
 from utils.results.summary import summarise
 from utils.results.tables import to_markdown, write_report
 
@@ -26,12 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     mend_streams()
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of linclf_train.py")
-    parser.add_argument("--output", metavar="FOLDER", help="also write report.md, report.csv and report.png there")
+    parser.add_argument("--output", metavar="FOLDER", help="also write report.html, .md, .csv and .png there")
+    parser.add_argument("--no_audio", action="store_true", help="leave the clips out of report.html")
     parser.add_argument("--summary", action="store_true", help="print each run's accuracy table instead")
     parser.add_argument("--baseline", metavar="NAME", help="method to compare the others with; default: the first")
     options = parser.parse_args(arguments)
-    if options.summary and (options.output or options.baseline):
-        parser.error("--output and --baseline go with the report, not with --summary")
+    if options.summary and (options.output or options.baseline or options.no_audio):
+        parser.error("--output, --baseline and --no_audio go with the report, not with --summary")
     try:
         if options.summary:
             print(summarise(options.runs), end="")
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             groups, differing = aggregate(runs, options.baseline), differences(runs)
             if options.output:
                 write_report(groups, options.output, differing)
+                write_page(runs, groups, options.output, differing, audio=not options.no_audio)
             print(to_markdown(groups, differing), end="")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

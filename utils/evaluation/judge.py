@@ -254,8 +254,8 @@ def evaluate_encoders(evaluation, folders, random_weights):
     -------
     dict
         `trained` and `floor`: lists of results as `Evaluation.judge` returns them, one per encoder. `remembered`: see
-        `utils.evaluation.remembered.remember`; not of a probe that needs audio. `n_embedded`: how many clips went
-        through an encoder.
+        `utils.evaluation.remembered.remember`; not of a probe that needs audio. `clips`: how many the last encoder's
+        probe has, by split. `n_embedded`: how many clips went through an encoder.
     """
     run, hparams, data = evaluation.run, evaluation.run.hparams, evaluation.run.data
     if not evaluation.every_task and len(folders) < data.n_tasks:
@@ -281,5 +281,6 @@ def evaluate_encoders(evaluation, folders, random_weights):
             results["floor"].append(evaluation.judge(t, embedder, cache, path, f"random weights, task {t}", floor_key))
         if not evaluation.needs_audio:
             results["remembered"] = remember(evaluation, embedder, cache, folders, results)
+    results["clips"] = {name: len(rows) for name, rows in evaluation.rows(len(folders) - 1).items()}
     results["n_embedded"] = embedder.n_embedded
     return results

@@ -47,6 +47,10 @@ class Judged:
     encoder_tasks: int | None  # on how many tasks the encoder was trained; None if not known
     costs: dict[str, float]  # by `COSTS`: seconds and bytes, NaN where not known
     conditions: dict[str, str]  # what should be equal where evaluations are compared
+    clips: dict[str, int]  # how many the last encoder's probe had, by split; this and the next: empty if not known
+    data_folder: str
+    encoder_run: str  # the run folder of the encoders, relative to `folder`
+    remembered: dict[str, list]  # see `utils.evaluation.remembered.Remembered.as_lists`
 
 
 def load_run(folder: str | Path) -> Judged:
@@ -99,6 +103,9 @@ def _fields(record, settings):
     fields["probe"] = _typed(probe, str, "probe is no text")
     fields["few_shot"] = _typed(record.get("few_shot"), int | None, "few_shot is no number")
     fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks is no number")
+    fields["clips"] = {key: int(value) for key, value in (record.get("clips") or {}).items()}
+    fields |= {key: _typed(record.get(key, ""), str, f"{key} is no text") for key in ("data_folder", "encoder_run")}
+    fields["remembered"] = _typed(record.get("remembered") or {}, dict, "remembered is no object")
     known = find_protocol(fields["protocol"])
     title, grow = (known.title, known.classes_grow) if known else (None, None)
     fields["protocol_title"] = _typed(record.get("protocol_title", title), str | None, "protocol_title is no text")

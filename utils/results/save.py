@@ -75,8 +75,10 @@ def save_results(results: dict, run: Run, trained: dict[str, str], encoders: Seq
         "floor": _metrics(tables["floor"], confusions["floor"][-1], floor, same),
         **_spread(by_draw, task_of_class, tasks, protocol, same),
         "remembered": results.get("remembered"),
+        "clips": results.get("clips", {}),
         "clips_embedded": results["n_embedded"],
         **_training(encoders, trained),
+        **_places(folder, data.store, encoders),
         "seconds": _seconds(results),
     }
     write_atomically(os.path.join(folder, "metrics.json"), json.dumps(record, indent=1))
@@ -139,6 +141,12 @@ def _training(encoders, trained):
         "train_start_from": _start(versions.get("start_from")),
         **{f"train_{key}": versions.get(key) for key in ("commit", "torch", "threads", "data")},
     }
+
+
+def _places(folder, store, encoders):
+    """Say where the report's page finds clips and embeddings; the encoder's run may move together with `folder`."""
+    encoder_run = os.path.dirname(os.path.dirname(os.path.realpath(encoders[0])))
+    return {"data_folder": store.data_folder, "encoder_run": os.path.relpath(encoder_run, os.path.realpath(folder))}
 
 
 def _start(record):

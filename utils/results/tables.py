@@ -102,7 +102,7 @@ def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
         if baselines:
             differences = (_difference(cells[column].difference, scale) for column, scale in shown.items())
             rows.append(["", "", f"minus {baselines[0]}", "", *differences])
-    parts = [_table(rows), CELL_NOTE + _interval_note(groups) + _protocol_note(shown)]
+    parts = [_table(rows), CELL_NOTE + _interval_note(groups) + protocol_note(shown)]
     parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
     parts[1] += COST_NOTE if any(column.is_cost for column in shown) else ""
     for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
@@ -137,18 +137,26 @@ def _difference(difference: Difference | None, scale: Scale) -> str:
 
 def _interval_note(groups: Groups) -> str:
     """Say what the intervals are over, and which cells have them over less, or none."""
-    cells = [cell for row in groups.values() for column, cell in row.items() if cell.values and not column.is_cost]
-    said = {
-        "clips and runs": "over test clips, and over seeds and folds",
-        "clips": "over test clips alone where a method has one run",
-        "runs": "over seeds and folds alone where a run of an earlier version has no predictions.csv",
-    }
-    overs = [said[over] for over in said if any(cell.interval and cell.interval.over == over for cell in cells)]
+    cells, overs = _with_values(groups), resampled(groups)
     lines = [f"In square brackets a 95 % interval, by bootstrap {'; '.join(overs)}."] if overs else []
     if any(cell.interval is None for cell in cells):
         lines.append("A cell without an interval has one run, of an earlier version, without predictions.csv.")
     text = "".join(f"{textwrap.fill(line, 119)}\n" for line in lines)
     return text + (DIFFERENCE_NOTE if any(cell.difference for cell in cells) else "")
+
+
+def _with_values(groups):
+    return [cell for row in groups.values() for column, cell in row.items() if cell.values and not column.is_cost]
+
+
+def resampled(groups: Groups) -> list[str]:
+    """Say what the intervals are over; empty if there are none."""
+    said = {
+        "clips and runs": "over test clips, and over seeds and folds",
+        "clips": "over test clips alone where a method has one run",
+        "runs": "over seeds and folds alone where a run of an earlier version has no predictions.csv",
+    }
+    return [said[over] for over in said if any(c.interval and c.interval.over == over for c in _with_values(groups))]
 
 
 def _table(rows):
@@ -163,7 +171,7 @@ def _table(rows):
     )  # fmt: skip
 
 
-def _protocol_note(columns: Iterable[Column]) -> str:
+def protocol_note(columns: Iterable[Column]) -> str:
     """Explain the protocols' columns: what a classifier is trained on, and which protocols show forgetting."""
     described = [protocol for protocol in PROTOCOLS.values() if protocol.trains_on]
     titles = in_words(protocol.title for protocol in described)
