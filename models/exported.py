@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from models.features import describe_fbank
 from utils.io.errors import InputError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -72,7 +73,7 @@ def read_export(path: str | os.PathLike) -> Exported:
     path = os.fspath(path)
     if not is_export(path):
         raise InputError(f"{path} is no export: it has no {CONFIG}. Give the folder that python -m utils.export wrote.")
-    config, weights = _read_config(os.path.join(path, CONFIG)), os.path.join(path, WEIGHTS)
+    config, weights = read_config(path), os.path.join(path, WEIGHTS)
     if not os.path.isfile(weights):
         raise InputError(f"{path} has no {WEIGHTS}: take another copy of the export.")
     if digest_of(weights) != config["sha256"].get(WEIGHTS):
@@ -84,6 +85,20 @@ def read_export(path: str | os.PathLike) -> Exported:
         return Exported(path, config, load_file(weights))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{weights} is damaged ({' '.join(str(error).split())}): take another copy.") from error
+
+
+def check_fbank(path: str | os.PathLike, front_end: torch.nn.Module, key: str):
+    """Raise InputError if a training's front end has other numbers than the one that an export was trained with.
+
+    `key` is the YAML's key that names the export. Other settings of the front end are compared by their keys.
+    """
+    theirs, ours = read_config(path)["front_end"]["fbank"], describe_fbank(front_end)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise InputError(
+                f"{key}={path} was trained with {name}={theirs.get(name)} of compute_features, and here it is "
+                f"{ours.get(name)}: set it so in the YAML."
+            )
 
 
 def digest_of(file: str | os.PathLike) -> str:
@@ -98,7 +113,9 @@ def checksum(config: dict) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _read_config(file):
+def read_config(path: str | os.PathLike) -> dict:
+    """Read an export's config.json; it raises as `read_export`."""
+    file = os.path.join(path, CONFIG)
     try:
         config = json.loads(Path(file).read_bytes())
         if not isinstance(config, dict) or "format" not in config:

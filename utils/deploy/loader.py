@@ -35,7 +35,7 @@ PEAK_LEVEL = {level}
 CNN14_CHANNELS = {channels}
 '''
 NORM = "!new:speechbrain.processing.features.InputNormalization {norm_type: sentence, std_norm: False}"
-IDENTITY = "!new:speechbrain.nnet.containers.LengthsCapableSequential [!new:torch.nn.Identity]"
+IDENTITY = "!new:speechbrain.nnet.containers.LengthsCapableSequential\n  - !new:torch.nn.Identity"
 
 
 class CustomInterface(EncoderClassifier):
@@ -129,7 +129,9 @@ def _yaml(network, config, probe):
     if probe is not None:
         parts += [
             f"linear: !new:torch.nn.Linear {{in_features: {encoder['emb_dim']}, out_features: {len(probe.classes)}}}",
-            "classifier: !new:torch.nn.Sequential [!ref <linear>, !new:torch.nn.LogSoftmax {dim: -1}]",
+            "classifier: !new:torch.nn.Sequential",
+            "  - !ref <linear>",
+            "  - !new:torch.nn.LogSoftmax {dim: -1}",
             "label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder",
         ]
         modules["classifier"], saved["classifier"] = "!ref <classifier>", "!ref <linear>"
@@ -139,7 +141,8 @@ def _yaml(network, config, probe):
         f"modules: {_flow(modules)}",
         "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
         f"  loadables: {_flow(loadables)}",
-        "  custom_hooks: {model: !name:safetensors.torch.load_model}  # model.ckpt is model.safetensors, no pickle",
+        "  custom_hooks:  # model.ckpt is model.safetensors, no pickle",
+        "    model: !name:safetensors.torch.load_model",
     ]
     return "\n".join(parts) + "\n"
 

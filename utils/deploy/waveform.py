@@ -37,13 +37,30 @@ class WaveformEncoder(nn.Module):
 
     def forward(self, waveform):
         """Embed sounds, [B, S] -> [B, D]; with a classifier also its logits [B, C]."""
-        features, lengths = self._features(waveform)
-        embedding = self.parts["embedding_model"](features, lengths).squeeze(1)
+        embedding = self.embed(waveform)
         return embedding if self.classifier is None else (embedding, self.classifier(embedding))
+
+    def embed(self, waveform):
+        """Embed sounds, [B, S] -> [B, D]."""
+        return self.parts["embedding_model"](*self._features(waveform)).squeeze(1)
 
     def frames(self, waveform):
         """Embed sounds frame by frame, [B, S] -> [B, T, D'], see `SoundEncoder.frames`."""
         return self.parts["embedding_model"].frames(*self._features(waveform))
+
+    @torch.inference_mode()
+    def frame_dim(self) -> int:
+        """Return D', the features of a frame."""
+        return self.frames(torch.zeros(1, self.shortest, device=self._device())).shape[2]
+
+    @torch.inference_mode()
+    def hop_ms(self) -> float:
+        """Return the milliseconds from one frame to the next, measured on sounds of 20 and of 40 s."""
+        counts = [self.frames(torch.zeros(1, n * self.sample_rate, device=self._device())).shape[1] for n in (20, 40)]
+        return 20_000 / (counts[1] - counts[0])
+
+    def _device(self):
+        return next(self.parameters()).device
 
     def _features(self, waveform):
         waveform = F.pad(waveform, (0, torch.sym_max(0, self.shortest - waveform.shape[1])))
