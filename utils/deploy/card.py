@@ -7,7 +7,7 @@ from utils.deploy.loader import Needed
 
 FOREIGN = """from speechbrain.inference.interfaces import foreign_class
 
-encoder = foreign_class(source="{here}")  # custom.py
+encoder = foreign_class(source="{here}", pymodule_file="sound_encoder.py", classname="ExportedEncoder")
 vector = encoder.encode_file("siren.wav")  # [1, 1, {dim}]
 """
 OWN = """from speechbrain.inference.classifiers import EncoderClassifier
@@ -126,8 +126,8 @@ def _use(config, needed, with_onnx):
         parts += [f"With `pip install {' '.join(needed.packages)}`:", f"```python\n{code}```"]
         parts += [] if needed.module else [f"```python\n{OWN.format(**given)}```"]
         parts.append(
-            "> This loads a YAML, which can run code, and `foreign_class` runs `custom.py`: read both first if you "
-            "don't trust their origin. `model.safetensors` and `config.json` run none."
+            "> This loads a YAML, which can run code, and `foreign_class` runs `sound_encoder.py`: read both first if "
+            "you don't trust their origin. `model.safetensors` and `config.json` run none."
         )
     if with_onnx:
         code = ONNX.format(outputs="embedding, logits" if classifies else "(embedding,)", **given)

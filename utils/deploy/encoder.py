@@ -267,9 +267,8 @@ def open_export(exported: Exported, device: str = "cpu") -> SoundEncoder:
         modules["embedding_model"].load_state_dict(exported.part("embedding_model"))
     except RuntimeError as error:
         why = str(error).splitlines()[1].strip()
-        raise InputError(
-            f"{WEIGHTS} of {exported.path} does not fit its {CONFIG} ({why}): take another copy."
-        ) from error
+        file = os.path.join(exported.path, WEIGHTS)
+        raise InputError(f"{file} does not fit {CONFIG} ({why}): take another copy of the export.") from error
     probe, classifier = None, exported.part("classifier")
     if classifier:
         weight, bias = (classifier[name].numpy() for name in ("weight", "bias"))

@@ -204,7 +204,7 @@ def push(folder: str | os.PathLike, repository: str):
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     except ImportError:
         raise InputError(
-            f"--push={repository} needs huggingface_hub: pip install huggingface_hub, hf auth login."
+            f"--push={repository} needs huggingface_hub: pip install huggingface_hub, then hf auth login."
         ) from None
     api = HfApi()
     try:

@@ -20,7 +20,8 @@ from models.ecapa import ECAPA
 from models.exported import WEIGHTS
 from utils.deploy.encoder import SoundEncoder
 
-YAML, MODULE = "hyperparams.yaml", "custom.py"  # the names that SpeechBrain looks for
+YAML = "hyperparams.yaml"
+MODULE = "sound_encoder.py"  # the same in all exports: Python imports one module of a name, whatever loads a second
 HEADER = '''"""What SpeechBrain has no class of, for `speechbrain.inference.interfaces.foreign_class`."""
 
 import contextlib
@@ -30,7 +31,12 @@ import torch.nn.functional as F
 from speechbrain.inference.classifiers import EncoderClassifier
 from speechbrain.lobes.models.Cnn14 import ConvBlock, init_bn
 from torch import nn
-{imports}
+
+try:
+    from torchlibrosa.stft import LogmelFilterBank, Spectrogram
+except ImportError:  # only PANNFeatures needs it
+    LogmelFilterBank = Spectrogram = None
+
 PEAK_LEVEL = {level}
 CNN14_CHANNELS = {channels}
 '''
@@ -38,7 +44,7 @@ NORM = "!new:speechbrain.processing.features.InputNormalization {norm_type: sent
 IDENTITY = "!new:speechbrain.nnet.containers.LengthsCapableSequential\n  - !new:torch.nn.Identity"
 
 
-class CustomInterface(EncoderClassifier):
+class ExportedEncoder(EncoderClassifier):
     """Embed and classify sounds, each scaled to the peak that sounds had in training."""
 
     def encode_batch(self, wavs, wav_lens=None, normalize=False):
@@ -55,7 +61,7 @@ class CustomInterface(EncoderClassifier):
 class Needed(NamedTuple):
     """What SpeechBrain needs to load an export."""
 
-    module: bool  # custom.py: it has no class of its own for the encoder or the front end
+    module: bool  # sound_encoder.py: it has no class of its own for the encoder or the front end
     packages: tuple[str, ...]
 
 
@@ -70,10 +76,10 @@ def write_loader(folder: Path, encoder: SoundEncoder, config: dict) -> bool:
         As config.json has it.
     """
     modules = encoder.embedder.modules
-    network, front_end = modules["embedding_model"], modules["compute_features"]
+    network = modules["embedding_model"]
     if not isinstance(network, pann.PANN | ECAPA):
         return False
-    (folder / MODULE).write_text(_module(front_end), encoding="utf-8")
+    (folder / MODULE).write_text(_module(), encoding="utf-8")
     (folder / YAML).write_text(_yaml(network, config, encoder.probe), encoding="utf-8")
     try:
         os.link(folder / WEIGHTS, folder / "model.ckpt")
@@ -94,13 +100,10 @@ def needed(encoder: SoundEncoder) -> Needed:
     return Needed(module, ("speechbrain", "safetensors", *(["torchlibrosa"] if features_too else [])))
 
 
-def _module(front_end):
-    """Write custom.py from the sources of the classes that it needs."""
-    parts, imports = [CustomInterface, pann.PANN, pann._input_norm], ""
-    if isinstance(front_end, features.PANNFeatures):
-        parts += [features.PANNFeatures, features._exact_convolution]
-        imports = "from torchlibrosa.stft import LogmelFilterBank, Spectrogram\n"
-    header = HEADER.format(imports=imports, level=PEAK_LEVEL, channels=pann.CNN14_CHANNELS)
+def _module():
+    """Write the module from the sources of the classes in it."""
+    parts = (ExportedEncoder, pann.PANN, pann._input_norm, features.PANNFeatures, features._exact_convolution)
+    header = HEADER.format(level=PEAK_LEVEL, channels=pann.CNN14_CHANNELS)
     return header + "".join(f"\n\n{inspect.getsource(part).rstrip()}\n" for part in parts)
 
 
@@ -155,7 +158,7 @@ def _front_end(front_end, sample_rate, n_mels):
     if front_end["fbank"]:
         numbers = {"sample_rate": sample_rate, "n_mels": n_mels, **front_end["fbank"]}
         return f"!new:speechbrain.lobes.features.Fbank {_flow(numbers)}"
-    return f"!new:custom.PANNFeatures {_flow(features.PANN_FRONT_ENDS[front_end['name']])}"
+    return f"!new:sound_encoder.PANNFeatures {_flow(features.PANN_FRONT_ENDS[front_end['name']])}"
 
 
 def _network(network, encoder):
@@ -170,7 +173,7 @@ def _network(network, encoder):
         name = "speechbrain.lobes.models.Cnn14.Cnn14"
         numbers = {"mel_bins": encoder["n_mels"], "emb_dim": encoder["emb_dim"], "norm_type": encoder["norm_type"]}
     else:
-        name = "custom.PANN"
+        name = "sound_encoder.PANN"
         numbers = {"n_mels": encoder["n_mels"], "channels": _channels(network), "norm_type": encoder["norm_type"]}
     with_lengths = "!new:speechbrain.nnet.containers.LengthsCapableSequential [!ref <network>]"
     return [f"network: !new:{name} {_flow(numbers)}", f"embedding_model: {with_lengths}"]
