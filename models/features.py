@@ -10,6 +10,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from speechbrain.augment.freq_domain import Warping
+from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import Filterbank, InputNormalization
 from torch import nn
 from torchlibrosa.stft import LogmelFilterBank, Spectrogram
@@ -163,6 +164,18 @@ def make_front_end(name, fbank, sample_rate, n_mels):
     if name not in FRONT_ENDS:
         raise ValueError(f"Unknown front_end {name!r}: choose one of {', '.join(FRONT_ENDS)}.")
     return FRONT_ENDS[name](fbank, sample_rate, n_mels)
+
+
+def describe_fbank(front_end):
+    """Return the arguments that a front end "fbank" was built with, to build an equal one; empty for another front end.
+
+    Windows and hops are in milliseconds, edges of the mel bands in Hz. Deltas and context windows are not described.
+    """
+    if not isinstance(front_end, Fbank):
+        return {}
+    stft, bank = front_end.compute_STFT, front_end.compute_fbanks
+    lengths = {f"{name}_length": 1000 * getattr(stft, f"{name}_length") / stft.sample_rate for name in ("win", "hop")}
+    return {"n_fft": stft.n_fft, **lengths, "f_min": bank.f_min, "f_max": bank.f_max, "filter_shape": bank.filter_shape}
 
 
 class NoNormalisation(nn.Module):

@@ -1,8 +1,8 @@
 """Published weights as a starting point for the encoder, read from a local file; nothing here downloads.
 
-Two layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, whose front end says which
+Three layouts are known. PANNs (arXiv 1912.10211): the AudioSet files Cnn14_16k and Cnn14, whose front end says which
 settings to train with. SpeechBrain: the plain state dict of its Cnn14 or ECAPA_TDNN, or of an encoder trained here,
-which says nothing about settings.
+which says nothing about settings. A folder that `python -m utils.export` wrote says all of its settings.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from models.exported import is_export, read_export
 from models.features import PANN_FRONT_ENDS, PANNFeatures
 from models.pann import CNN14_CHANNELS
 from utils.io.errors import InputError
@@ -25,14 +26,14 @@ FRONT_END_TOLERANCE = 1e-3  # of the largest weight: versions of librosa differ 
 class Pretrained:
     """Weights of an encoder, and the settings that they need."""
 
-    path: str  # the file
-    kind: str  # "PANN Cnn14_16k", "PANN Cnn14" or "SpeechBrain"
+    path: str  # the file, or the folder of an export
+    kind: str  # "PANN Cnn14_16k", "PANN Cnn14", "SpeechBrain" or "export"
     state: dict[str, torch.Tensor] = field(repr=False)  # by the names in the encoders of `models.encoders`; on the CPU
     settings: dict  # the configuration's keys and values that the weights were trained with
 
 
 def read_pretrained(path: str) -> Pretrained:
-    """Read a file of weights, running no code from it: a state dict, bare or under the key "model".
+    """Read a file of weights, running no code from it: a state dict, bare or under the key "model"; or an export.
 
     Of a PANN, `fc1` and `fc_audioset` are left out: the embedding here is the pooled output of the last block, before
     these layers. PANNs have no mean normalisation per clip: their first batch norm takes the features in dB.
@@ -41,8 +42,11 @@ def read_pretrained(path: str) -> Pretrained:
     ------
     InputError
         No such file, a damaged one, one that holds more than tensors, one of another layout, or a PANN with a front
-        end that is neither of `models.features.PANN_FRONT_ENDS`.
+        end that is neither of `models.features.PANN_FRONT_ENDS`; or a damaged export.
     """
+    if is_export(path):
+        exported = read_export(path)
+        return Pretrained(path, "export", exported.part("embedding_model"), exported.settings)
     content = _load(path)
     state = content.get("model", content) if isinstance(content, dict) else None
     if isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -79,7 +83,7 @@ def load_pretrained(pretrained: Pretrained | str, embedding_model: torch.nn.Modu
 def _load(path):
     """Load a file of tensors and plain containers."""
     if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: give the file of weights in it")
+        raise InputError(f"{path} is a folder, and none that utils.export wrote: give the file of weights in it")
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: check the path")
     try:

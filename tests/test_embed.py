@@ -14,7 +14,8 @@ import soundfile
 from datasets.audio import BadAudio
 from helpers.docs import blocks
 from helpers.lab import REPO
-from utils.embed import SHORTEST, cut, find_sounds, load_encoder
+from utils.deploy.encoder import SHORTEST, cut
+from utils.embed import find_sounds, load_encoder
 from utils.io.errors import InputError
 
 
@@ -73,7 +74,7 @@ def test_a_path_and_its_samples_are_embedded_alike(opened, wav):
 def test_a_long_sound_is_the_mean_of_its_pieces(opened, monkeypatch):
     rate, rng = opened.sample_rate, np.random.default_rng(4)
     long = rng.standard_normal(3 * rate + 1).astype(np.float32)
-    monkeypatch.setattr("utils.embed.LONGEST", 1.0)
+    monkeypatch.setattr("utils.deploy.encoder.LONGEST", 1.0)
     starts, parts = opened.pieces(long, -(-(3 * rate + 1) // 4) / rate, rate)
     assert len(starts) == 4 and np.allclose(opened.embed(long, rate), parts.mean(axis=0), atol=1e-6)
     times, frames = opened.frames(long, rate)
@@ -190,7 +191,7 @@ def test_a_killed_command_goes_on(lab, encoder, opened, tmp_path):
     assert np.array_equal(table.iloc[:, 2:].to_numpy(np.float32), opened.embed(paths))
 
 
-@pytest.mark.parametrize("args, said", [(("--output=x.txt",), "must end in .csv or .npz"),
+@pytest.mark.parametrize("args, said", [(("--output=x.txt",), "must end in .csv, .npz or .parquet"),
                                         (("--output=x.csv", "--pieces=0"), "give at least 0.1 s")])  # fmt: skip
 def test_a_command_that_cannot_work_is_one_line(encoder, tmp_path, args, said):
     code, _, err = ended(command(encoder, tmp_path, *args, cwd=tmp_path))

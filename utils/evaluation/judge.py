@@ -12,6 +12,7 @@ import pandas as pd
 from datasets.selection import few_of_each_class, get_protocol
 from utils.evaluation.embeddings import cache_beside, make_embedder
 from utils.evaluation.finetune import Sounds
+from utils.evaluation.kept import keep_probe
 from utils.evaluation.probes import Embedded, confusion_matrix, count_pairs, get_probe, list_predictions, predicted
 from utils.evaluation.remembered import remember
 from utils.evaluation.saved import load_encoder
@@ -22,6 +23,15 @@ from utils.run.keys import call_with_keys
 from utils.training.context import FRONT_END
 
 logger = logging.getLogger(__name__)
+
+
+def scale_of(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each feature of [n, D], both float32 [D]; 1 for a constant one."""
+    mean = train.mean(0, dtype=np.float64)
+    parts = np.array_split(train, max(1, len(train) // 256))  # so that no copy of all vectors is made
+    std = np.sqrt(sum(np.square(part - mean).sum(0) for part in parts) / len(train))
+    constant = std <= 1e-6 * np.abs(mean).max(initial=1e-6)
+    return mean.astype(np.float32), np.where(constant, 1.0, std).astype(np.float32)
 
 
 def standardise(vectors: np.ndarray, n_train: int) -> np.ndarray:
@@ -42,12 +52,9 @@ def standardise(vectors: np.ndarray, n_train: int) -> np.ndarray:
     numpy.ndarray
         The same [n, D].
     """
-    train = vectors[:n_train]
-    mean = train.mean(0, dtype=np.float64)
-    parts = np.array_split(train, max(1, n_train // 256))  # so that no copy of all vectors is made
-    std = np.sqrt(sum(np.square(part - mean).sum(0) for part in parts) / n_train)
-    vectors -= mean.astype(np.float32)
-    vectors /= np.where(std > 1e-6 * np.abs(mean).max(initial=1e-6), std, 1.0).astype(np.float32)
+    mean, std = scale_of(vectors[:n_train])
+    vectors -= mean
+    vectors /= std
     return vectors
 
 
@@ -163,7 +170,11 @@ class Evaluation:
             logger.info("%s: judged already", what)
             return saved
         vectors = None if self.needs_audio else cache.get(embedder, self.data.store, clips, what, encoder_key)
-        about, found = self._fit_and_test(rows, vectors, self.draws(t))
+        scale = scale_of(vectors[: len(rows["train"])]) if vectors is not None and self.hparams["standardise"] else None
+        about, found, predict = self._fit_and_test(rows, vectors, self.draws(t))
+        linear = getattr(predict, "linear", lambda n_classes: None)(len(self.data.classes))
+        if self.few_shot is None and linear is not None:
+            keep_probe(path, *linear, scale, self.data.classes, encoder_key)
         true = rows["test"]["label"].to_numpy()
         confusion = sum(count_pairs(true, labels, len(self.data.classes)) for labels, _ in found)
         predictions = list_predictions(rows["test"], found)
@@ -181,7 +192,8 @@ class Evaluation:
     def _fit_and_test(self, rows, vectors, draws):
         """Train a probe on each draw of training rows, and test it.
 
-        Return what is recorded of the probes, the mean over draws, and (labels, scores) of the test rows by draw.
+        Return what is recorded of the probes, the mean over draws; (labels, scores) of the test rows by draw; and the
+        last probe.
         """
         n_classes, given = len(self.data.classes), {"run": self.run, "brain_class": self.brain_class}
         about, found = [], []
@@ -194,7 +206,7 @@ class Evaluation:
             about.append({**getattr(predict, "about", {}), "valid_accuracy": accuracy})
             found.append(predicted(predict, parts["test"]))
         mean = about[0] if len(about) == 1 else {key: float(np.mean([a[key] for a in about])) for key in about[0]}
-        return mean, found
+        return mean, found, predict
 
     def _parts(self, rows, vectors, draw, last):
         """Return what a probe is given of each split; standardised by the draw's training rows, if asked for."""

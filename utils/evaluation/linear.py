@@ -85,6 +85,13 @@ class Predictor:
         """Predict embeddings [n, D]: the labels [n], and the probe's score [n] of each."""
         raise NotImplementedError
 
+    def linear(self, n_classes):
+        """Return the weight [C, D] and bias [C] of a linear layer whose softmax gives the same labels and scores.
+
+        None where there is no such layer.
+        """
+        return None
+
     def __call__(self, vectors):
         """Predict the labels [n] of embeddings [n, D]."""
         return self.scored(vectors)[0]
@@ -109,6 +116,12 @@ class LinearPredictor(Predictor):
         device = next(self.classifier.parameters()).device
         with torch.inference_mode():
             return best_class(self.classifier(torch.as_tensor(vectors).to(device)))
+
+    def linear(self, n_classes):
+        """Return weight [C, D] and bias [C]; None if the YAML's classifier is more than a linear layer."""
+        if not isinstance(self.classifier, torch.nn.Linear) or self.classifier.bias is None:
+            return None
+        return tuple(part.detach().cpu().numpy() for part in (self.classifier.weight, self.classifier.bias))
 
 
 def best_class(logits):

@@ -10,6 +10,7 @@ from utils.evaluation.neighbours import as_list
 
 logger = logging.getLogger(__name__)
 MOST_STEPS = 1000
+UNKNOWN = -1e4  # logit of a class without training clips: a probability of 0
 
 
 def logistic(train, valid, n_classes, balanced, *, logistic_c=(0.01, 0.1, 1.0, 10.0)):
@@ -77,3 +78,15 @@ class LogisticPredictor(Predictor):
             return np.zeros(0, int), np.zeros(0, np.float32)
         shares = self.model.predict_proba(self.scaler.transform(vectors))  # [n, classes with training clips]
         return self.model.classes_[shares.argmax(1)], shares.max(1)
+
+    def linear(self, n_classes):
+        """Return weight [C, D] and bias [C], of classes without training clips -1e4; None if there is no model."""
+        if self.model is None:
+            return None
+        weight, bias = self.model.coef_, self.model.intercept_
+        if len(weight) == 1:  # of two classes scikit-learn keeps the second's alone
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        weight = weight / self.scaler.scale_
+        full, shift = np.zeros((n_classes, weight.shape[1])), np.full(n_classes, UNKNOWN)
+        full[self.model.classes_], shift[self.model.classes_] = weight, bias - weight @ self.scaler.mean_
+        return full, shift

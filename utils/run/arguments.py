@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from speechbrain.utils.run_opts import RunOptions
 
+from models.exported import is_export
 from models.pretrained import read_pretrained
 from utils.io.errors import InputError
 from utils.io.places import home_path
@@ -94,21 +95,26 @@ def _one_line(name, what):
 
 
 def _demanded(keys, given):
-    """Return the settings that a file of pretrained weights needs. They override the YAML's, not the user's.
+    """Return the settings that pretrained weights, or an export, need. They override the YAML's, not the user's.
 
     Raises
     ------
     InputError
-        The file can't be used, the user sets another value, or the sample rate doesn't fit.
+        The weights can't be used, the user sets another value, or the sample rate doesn't fit.
     """
-    path = given.get("pretrained_weights", keys.get("pretrained_weights"))
-    if not path or not isinstance(path, str):  # other types are refused when the YAML is built
-        return {}
-    demanded = read_pretrained(home_path(path, "pretrained_weights")).settings
-    for key, value in demanded.items():
-        fixed = given if key != "sample_rate" else {**keys, **given}
-        if fixed.get(key, value) != value:
-            raise InputError(f"{path} needs {key}={value}, but {key} is {fixed[key]}: set --{key}={value}.")
+    demanded = {}
+    for name in ("pretrained_weights", "start_from"):
+        path = given.get(name, keys.get(name))
+        if not path or not isinstance(path, str):  # other types are refused when the YAML is built
+            continue
+        if name == "start_from" and not is_export(home_path(path, name)):  # a run is compared when it is opened
+            continue
+        settings = read_pretrained(home_path(path, name)).settings
+        for key, value in settings.items():
+            fixed = given if key != "sample_rate" else {**keys, **given}
+            if fixed.get(key, value) != value:
+                raise InputError(f"{path} needs {key}={value}, but {key} is {fixed[key]}: set --{key}={value}.")
+        demanded |= settings
     return {key: value for key, value in demanded.items() if key not in given}
 
 

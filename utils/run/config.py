@@ -14,6 +14,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
 
+from models.exported import check_fbank, is_export
 from utils.io.errors import InputError
 from utils.io.places import cache_path, home_path
 from utils.run.keys import KEYS, PATHS
@@ -186,6 +187,9 @@ def _check_front_end(hparams):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"compute_features doesn't fit sample_rate={hparams['sample_rate']}: {reason}") from error
+        for key in ("pretrained_weights", "start_from"):
+            if hparams.get(key) and is_export(hparams[key]):
+                check_fbank(hparams[key], hparams["compute_features"], key)
 
 
 def _check_run(hparams, run_opts):

@@ -22,6 +22,7 @@ from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from datasets.changes import clip_table, compare
 from datasets.tasks import lost_tasks
+from models.exported import Exported, is_export, read_export
 from utils.io.errors import InputError
 from utils.run.folder import read_settings, same_setting, same_yaml
 from utils.run.keys import ENCODER_KEYS
@@ -29,6 +30,7 @@ from utils.run.record import list_of_clips
 from utils.strategies.weights import PerWeight
 from utils.training.checkpoints import ASIDE, Misfit, is_finished, latest_checkpoint, load_weights
 from utils.training.context import FRONT_END
+from utils.training.from_export import check_fit, state_digest, write_checkpoint
 from utils.training.runs import definition, find_save, settings_of
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ class Start:
         Modules that begin with weights of their own, and why.
     record
         What versions.json keeps of all this; None where the other run is gone.
+    export
+        What the run starts from, instead of another run.
     """
 
     save: str
@@ -63,6 +67,7 @@ class Start:
     first: int = 0
     afresh: Mapping[str, str] | None = None
     record: dict | None = None
+    export: Exported | None = None
 
     @property
     def folder(self) -> str:
@@ -81,7 +86,7 @@ def find_start(hparams: dict, settings: dict[str, str]) -> Start | None:
     Parameters
     ----------
     hparams
-        Uses `start_from` (a run as `find_save` takes it; ``:t`` at its end names a task, else it is the last),
+        Uses `start_from` (an export; or a run as `find_save` takes it, ``:t`` at its end names a task, else the last),
         `save_folder`, `overwrite`.
     settings
         As `utils.run.folder.run_settings` returns them.
@@ -99,6 +104,9 @@ def find_start(hparams: dict, settings: dict[str, str]) -> Start | None:
     if not os.path.exists(path) and (own := _own_copy(hparams)):
         logger.info("start_from: %s is gone. This run has a copy of what it took from there.", path)
         return own
+    if is_export(path):
+        exported = read_export(path)
+        return Start("", exported.config["task"], state_digest(exported), export=exported)
     save = find_save(path, "start_from")
     if os.path.realpath(save) == os.path.realpath(hparams["save_folder"]):
         raise InputError(f"start_from={given} is this run itself: set another experiment_name.")
@@ -194,19 +202,22 @@ def plan_start(start: Start, run, modules: Mapping[str, torch.nn.Module], strate
         same_classes = start.first > 0
     if start.first == data.n_tasks:
         raise InputError(f"start_from={given}: task {start.task} is the last of task_classes, so add the next task.")
-    start.afresh = {}
-    for name, module in modules.items():
-        if reason := _misfit(folder, name, module, same_classes):
-            start.afresh[name] = reason
+    if start.export:
+        check_fit(start.export, modules["embedding_model"])
+        start.afresh = dict.fromkeys([name for name in modules if name != "embedding_model"], "the export has none")
+    else:
+        reasons = {name: _misfit(folder, name, module, same_classes) for name, module in modules.items()}
+        start.afresh = {name: reason for name, reason in reasons.items() if reason}
     if start.first:
         strategy.check_taken([os.path.join(os.path.dirname(folder), f"task{t}") for t in range(start.first)],
                              sorted(start.afresh.keys() - strategy.modules.keys()))  # fmt: skip
     said = "; ".join(f"the {name} begins afresh ({reason})" for name, reason in start.afresh.items())
     what = f"goes on with task {start.first}" if start.first else "begins its own task 0 with these weights"
     logger.info("start_from %s (%s): this run %s%s.", given, start.text, what, f"; {said}" if said else "")
-    if start.save:
-        settings = settings_of(folder)
-        start.record = {"run": os.path.realpath(os.path.dirname(start.save)), "task": start.task,
+    if start.save or start.export:
+        settings = start.export.settings if start.export else settings_of(folder)
+        origin = start.export.path if start.export else os.path.dirname(start.save)
+        start.record = {"run": os.path.realpath(origin), "task": start.task,
                         "weights": start.weights, "first_task": start.first, "afresh": start.afresh,
                         "settings": settings}  # fmt: skip
 
@@ -299,6 +310,9 @@ def take_over(start: Start, save_folder: str):
     for theirs, ours in pairs:
         folder = os.path.join(save_folder, ours)
         if is_finished(folder):
+            continue
+        if start.export:
+            write_checkpoint(start.export, folder)
             continue
         if not start.save:
             raise InputError(f"{folder} is damaged, and the run that it came from is gone: set start_from to a copy.")
