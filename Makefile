@@ -24,6 +24,9 @@ demo: $(VENV)/.ready
 	$(BIN)/python linclf_train.py hparams/demo/linclf_train.yaml --linclf_train_type=full --experiment_name=full
 	@$(BIN)/python -m utils.report --summary $(DEMO)/linclf/lep+seed_2022 $(DEMO)/linclf/slep+seed_2022 \
 	  $(DEMO)/linclf/full+seed_2022
+	@$(BIN)/python -m utils.report $(DEMO)/linclf/lep+seed_2022 $(DEMO)/linclf/slep+seed_2022 \
+	  $(DEMO)/linclf/full+seed_2022 --output=$(DEMO)/report > /dev/null
+	@echo "To look at the results and hear the clips, open $(DEMO)/report/report.html in a browser."
 	@echo "To train on your own sounds, one folder per class or a clips.csv (docs/data_sets.md, \"Own sounds\"):"
 	@echo "  $(BIN)/python supclr_train.py hparams/folder/supclr_train.yaml --data_folder=YOUR_FOLDER --experiment_name=mine"
 	@echo "  $(BIN)/python linclf_train.py hparams/folder/linclf_train.yaml --data_folder=YOUR_FOLDER \\"

@@ -291,7 +291,7 @@ def test_command_prints_and_writes_the_report_and_imports_no_pyplot(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "report" / "report.md").read_text()
     assert "80.0 ± 0.0" in done.stdout and "- torch: 2.1 in 1; 2.2 in 2" in done.stdout
-    assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.md", "report.csv", "report.png"}
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.html", "report.md", "report.csv", "report.png"}
     assert_picture(tmp_path / "report" / "report.png", least=300)
 
 

@@ -113,7 +113,7 @@ const draw = {
       const [low, high] = [Math.min(...values), Math.max(...values)], margin = 0.06 * (high - low || 1);
       return [low - margin, high + margin];
     };
-    const axis = {showticklabels: false};
+    const axis = {showticklabels: false, ticks: "", showgrid: false, showline: true, mirror: true};
     return {data, layout: layout({
       xaxis: {...axis, range: range(0)}, yaxis: {...axis, range: range(1), scaleanchor: "x"}, hovermode: "closest",
       legend: {groupclick: "toggleitem", tracegroupgap: 4, ...(narrow ? {orientation: "h", y: -0.02, yanchor: "top"} : {})},

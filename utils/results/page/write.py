@@ -9,7 +9,7 @@ from utils.io.files import write_atomically
 from utils.results.comparison import Groups
 from utils.results.judged import Judged
 from utils.results.page.sections import Page, sections
-from utils.results.page.sounds import encode_clips
+from utils.results.page.sounds import SECONDS, encode_clips
 from utils.results.page.table import comparison_tables
 from utils.results.tables import missing_seeds, protocol_note, resampled, scales
 
@@ -45,13 +45,16 @@ def write_page(
         "missing": missing_seeds(groups),
         "differing": differing,
         "n_evaluations": len(runs),
+        "seconds": SECONDS,
     }
     sets = [[[row.wav_path, row.class_name, int(row.task)] for row in clips.itertuples()] for clips in page.sets]
     content["data"] = {"figures": page.figures, "sets": sets}
-    silent = _render(**content, sounds=[[] for _ in sets])
-    sounds = _sounds(page, LARGEST - SPARE - len(silent.encode())) if audio else []
+    text = _render(**content, audio=False, sounds=[])
+    sounds = _sounds(page, LARGEST - SPARE - len(text.encode())) if audio else []
+    if any(map(any, sounds)):
+        text = _render(**content, audio=True, sounds=sounds)
     path = Path(folder) / FILE
-    write_atomically(path, _render(**content, sounds=sounds) if any(map(any, sounds)) else silent)
+    write_atomically(path, text)
     return path
 
 
