@@ -63,6 +63,8 @@ def place(lab, encoder, tmp_path_factory):
         "--warmup_epochs=1",
     )  # fmt: skip
     (judged,) = (folder / "judged").iterdir()
+    (folder / "results/demo/linclf").mkdir()
+    (folder / "results/demo/linclf/lep+seed_2022").symlink_to(judged)
     metrics = json.loads((judged / "metrics.json").read_text())
     runs = {word.replace("*", "x") for command in COMMANDS for word in command.split() if word.startswith("runs/")}
     for seed, run in enumerate(runs):

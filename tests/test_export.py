@@ -15,6 +15,7 @@ import soundfile
 import torch
 from huggingface_hub import ModelCard
 
+from helpers.docs import blocks
 from helpers.lab import REPO, process_as_it_was
 from models.encoders import ENCODERS
 from models.exported import CONFIG, WEIGHTS, checksum, read_export
@@ -360,3 +361,16 @@ def test_sounds_are_classified_and_searched(lab, exports, tmp_path, capsys):
     ):
         assert command(embed.main, *args) == 2
         assert told in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
+
+
+def test_the_lines_of_the_page_work(exports, siren, tmp_path, monkeypatch):
+    (tmp_path / "export").symlink_to(exports / "fbank")
+    for name in ("siren.wav", "bell.flac"):
+        (tmp_path / name).symlink_to(siren)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ours, theirs = (block for block in blocks("python") if block.page == "docs/using.md")
+    exec(ours.text, found := {})
+    assert found["vectors"].shape == (2, 16) and len(found["starts"]) == 3 and len(found["shares"]) == 10
+    exec(theirs.text, loaded := {})
+    np.testing.assert_allclose(loaded["vector"][0, 0], found["vectors"][0], rtol=1e-3, atol=1e-3)

@@ -3,11 +3,11 @@
     python -m utils.export results/demo/supclr+seed_2022 --output=export --probe=results/demo/linclf/lep+seed_2022
 
 Writes model.safetensors, config.json, a model card (README.md), and what SpeechBrain needs to load it
-(hyperparams.yaml, sound_encoder.py, model.ckpt). `--task=0` takes the encoder after task 0, by default the last. `--probe` names a run of
-linclf_train.py with the probe linear or logistic that evaluated this encoder: its classifier and its results come
-along. `--onnx` writes model.onnx, from waveform to embedding. `--license=apache-2.0` is what the card says, by default
-unknown. `--push=USER/NAME` uploads the folder to Hugging Face, to a private repository unless it exists. Nothing is
-uploaded otherwise.
+(hyperparams.yaml, sound_encoder.py, model.ckpt). `--task=0` takes the encoder after task 0, by default the last.
+`--probe` names a run of linclf_train.py with the probe linear or logistic that evaluated this encoder: its classifier
+and its results come along. `--onnx` writes model.onnx, from waveform to embedding. `--license=apache-2.0` is what the
+card says, by default unknown. `--push=USER/NAME` uploads the folder to Hugging Face, to a private repository unless it
+exists. Nothing is uploaded otherwise.
 """
 
 import argparse
