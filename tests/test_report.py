@@ -295,6 +295,25 @@ def test_command_prints_and_writes_the_report_and_imports_no_pyplot(tmp_path):
     assert_picture(tmp_path / "report" / "report.png", least=300)
 
 
+def test_a_report_of_what_was_kept_is_the_same(tmp_path, capsys):
+    names = [f"{kind}{t}" for kind in ("task", "floor") for t in range(2)]
+    rows = [(name, f"{i}.wav", "a", "ab"[i % 3 > 0], 0.5, i % 2, 0) for name in names for i in range(40)]
+    table = pd.DataFrame(rows, columns=("encoder", "clip", "true", "predicted", "score", "task", "draw"))
+    folders = [make_run(tmp_path / str(seed), "full", seed) for seed in (1, 2)]
+    for folder in folders:
+        table.to_csv(folder / "predictions.csv", index=False)
+        (folder / "versions.json").write_text(json.dumps({"torch": "2.1", "command": [str(tmp_path)]}))
+    kept = tmp_path / "kept"
+    assert main([*map(str, folders), f"--keep={kept}"]) == 0
+    wanted = capsys.readouterr().out
+    assert "[" in wanted  # intervals, by the predictions
+    assert main([*map(str, sorted(kept.iterdir()))]) == 0
+    assert capsys.readouterr().out == wanted
+    assert not any(str(tmp_path) in file.read_text() for file in kept.rglob("*.json"))
+    assert main([str(folders[0]), f"--keep={kept}"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_command_summarises_and_asks_for_runs(tmp_path, capsys):
     run = make_run(tmp_path / "a", "full")
     assert main(["--summary", str(run)]) == 0

@@ -17,6 +17,7 @@ from utils.io.errors import InputError
 from utils.io.streams import mend_streams
 from utils.results.comparison import aggregate, differences
 from utils.results.judged import load_runs
+from utils.results.keep import keep
 from utils.results.page.write import write_page
 from utils.results.summary import summarise
 from utils.results.tables import to_markdown, write_report
@@ -28,12 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of linclf_train.py")
     parser.add_argument("--output", metavar="FOLDER", help="also write report.html, .md, .csv and .png there")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy what a report needs of the runs there, small")
     parser.add_argument("--no_audio", action="store_true", help="leave the clips out of report.html")
     parser.add_argument("--summary", action="store_true", help="print each run's accuracy table instead")
     parser.add_argument("--baseline", metavar="NAME", help="method to compare the others with; default: the first")
     options = parser.parse_args(arguments)
-    if options.summary and (options.output or options.baseline or options.no_audio):
-        parser.error("--output, --baseline and --no_audio go with the report, not with --summary")
+    if options.summary and (options.output or options.baseline or options.no_audio or options.keep):
+        parser.error("--output, --baseline, --keep and --no_audio go with the report, not with --summary")
     try:
         if options.summary:
             print(summarise(options.runs), end="")
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.output:
                 write_report(groups, options.output, differing)
                 write_page(runs, groups, options.output, differing, audio=not options.no_audio)
+            if options.keep:
+                keep(runs, options.keep)
             print(to_markdown(groups, differing), end="")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

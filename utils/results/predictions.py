@@ -58,6 +58,12 @@ def confusions_by_draw(results: Sequence[dict], n_classes: int) -> list[list[np.
     return counted
 
 
+def find_predictions(folder: str | Path) -> Path | None:
+    """Return the predictions of a run folder, or compressed as `utils.results.keep` leaves them; None without any."""
+    files = (Path(folder) / name for name in (FILE, f"{FILE}.gz"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_correct(folder: str | Path) -> dict[str, pd.DataFrame] | None:
     """Read which clips each encoder got right: encoder -> a table in order, None if there is no predictions.csv.
 
@@ -69,8 +75,8 @@ def read_correct(folder: str | Path) -> dict[str, pd.DataFrame] | None:
     InputError
         The file is damaged.
     """
-    file = Path(folder) / FILE
-    if not file.is_file():
+    file = find_predictions(folder)
+    if file is None:
         return None
     text = dict.fromkeys(("encoder", "clip", "true", "predicted"), str)
     try:
