@@ -103,7 +103,7 @@ def _from_folders(folder):
         parts = name.split("/")[:-1]
         split = SPLIT_NAMES[parts.pop(0).lower()] if is_split and parts else ""
         rows.append((path, parts[0] if parts else "", split, name))
-    rows = sorted(rows, key=lambda row: row[3].partition("/")[2]) if is_split else rows  # the splits have no order
+    rows.sort(key=lambda row: (posixpath.basename(row[3]), row[3]))  # crops depend on the order: that of ESC-50's table
     clips = pd.DataFrame(rows, columns=["path", "class_name", "split", "group"])
     without = clips["class_name"] == ""
     if without.any() and not without.all():

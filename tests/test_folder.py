@@ -118,7 +118,7 @@ def test_folders_of_splits_and_words_for_them(tmp_path):
             tone(tmp_path / split / name / "deep" / f"{split}.wav")
     table = folder.load(tmp_path)
     assert table.classes == ["a", "b"]
-    assert list(table.rows["split"]) == ["train", "test", "valid"] * 2  # in the order of the names below the split
+    assert list(table.rows["split"]) == ["train", "train", "test", "test", "valid", "valid"]  # in order of file names
     write_csv(tmp_path, "path,class,split", "Train/a/deep/Train.wav,x,Training", "val/a/deep/val.wav,x,DEV")
     assert list(folder.load(tmp_path).rows["split"]) == ["train", "valid"]
 

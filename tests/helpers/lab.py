@@ -127,7 +127,7 @@ class Lab:
                 esc10 = target in self.esc10_targets
                 rows.append((name, fold, target, f"class_{target:02d}", esc10, 1000 + target, "A"))
         columns = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
-        pd.DataFrame(rows, columns=columns).to_csv(folder / "meta" / "esc50.csv", index=False)
+        pd.DataFrame(sorted(rows), columns=columns).to_csv(folder / "meta" / "esc50.csv", index=False)  # as published
         return folder
 
     def command(self, script, *args):
