@@ -18,6 +18,7 @@ from utils.io.streams import mend_streams
 from utils.results.comparison import aggregate, differences
 from utils.results.judged import load_runs
 from utils.results.page.write import write_page
+from utils.results.remembered import remembered
 from utils.results.summary import summarise
 from utils.results.tables import to_markdown, write_report
 
@@ -39,11 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(summarise(options.runs), end="")
         else:
             runs = load_runs(options.runs)
-            groups, differing = aggregate(runs, options.baseline), differences(runs)
+            groups, differing, memory = aggregate(runs, options.baseline), differences(runs), remembered(runs)
             if options.output:
-                write_report(groups, options.output, differing)
-                write_page(runs, groups, options.output, differing, audio=not options.no_audio)
-            print(to_markdown(groups, differing), end="")
+                write_report(groups, options.output, differing, memory)
+                write_page(runs, groups, options.output, differing, memory, audio=not options.no_audio)
+            print(to_markdown(groups, differing, memory), end="")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
