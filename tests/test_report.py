@@ -25,6 +25,7 @@ from utils.results.figures.evaluation import plot_accuracy_over_tasks, plot_accu
 from utils.results.figures.training import plot_training
 from utils.results.judged import load_run, load_runs
 from utils.results.metrics import METRICS, read_table, write_table
+from utils.results.remembered import remembered
 from utils.results.save import save_results
 from utils.results.summary import summarise
 from utils.results.tables import report_panels, to_csv, to_markdown
@@ -140,6 +141,26 @@ ROW,peak_memory_bytes,1500000000.0,,,1,3,1500000000.0,,,,,,,,
     )
 
 
+def test_what_is_remembered_is_a_mean_over_tasks_and_seeds(tmp_path):
+    """Of the last encoder: CKA and shift of the tasks before the last, kNN and rank of all. The evaluation under full
+    counts, whatever others there are; a run without any has no row."""
+    for seed, protocol, knn in ((1, "seen", 0.1), (1, "full", 0.5), (2, "full", 0.7)):
+        tables = {"knn": [[None, None], [knn, 0.9]], "cka": [[1, None], [0.25, 1]], "rank": [[9, 9], [2, 3]]}
+        tables |= {"shift": [[0, None], [0.5, 0]], "knn_floor": [0.4, 0.6]}
+        make_run(tmp_path / f"{protocol}{seed}", protocol, seed, remembered=tables)
+    make_run(tmp_path / "old", "full", method="old")
+    runs = load_runs(sorted(tmp_path.iterdir()))
+    ((group, cells),) = remembered(runs).items()
+    found = {column.name: (cell.seeds, *cell.values) for column, cell in cells.items()}
+    assert found == {
+        "kNN": ([1, 2], pytest.approx(0.7), 0.8), "CKA": ([1, 2], 0.25, 0.25), "Shift": ([1, 2], 0.5, 0.5),
+        "Effective rank": ([1, 2], 2.5, 2.5),
+    }  # fmt: skip
+    text = to_markdown(aggregate(runs), (), remembered(runs))
+    assert "| 75.0 ± 7.1 | 0.250 ± 0.000 | 0.500 ± 0.000 |      2.5 ± 0.0 |" in text
+    assert "CKA,0.25,0.0,,2,1 2,0.25 0.25" in to_csv(aggregate(runs), remembered(runs))
+
+
 def test_what_has_no_place_in_the_table_is_refused(tmp_path):
     """A seed that is there twice, though not a folder that is named twice; and a test of sup_train.py, which is no
     evaluation of a frozen encoder."""
@@ -161,6 +182,7 @@ def test_what_has_no_place_in_the_table_is_refused(tmp_path):
         ("metrics", {"train_seconds": "long"}),
         ("metrics", {"train_seconds": 10**400}),
         ("metrics", {"classes_grow": "yes"}),
+        ("metrics", {"remembered": {"cka": "much"}}),
         ("settings", None),
     ],
 )
@@ -272,6 +294,7 @@ forgetting rises, even for an encoder that forgets nothing. Full is free of that
     assert "forgets nothing" not in summarise([full])
 
 
+FORMATS = ("html", "md", "csv", "png")
 COMMAND = """
 import sys
 from utils.report import main
@@ -291,7 +314,7 @@ def test_command_prints_and_writes_the_report_and_imports_no_pyplot(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "report" / "report.md").read_text()
     assert "80.0 ± 0.0" in done.stdout and "- torch: 2.1 in 1; 2.2 in 2" in done.stdout
-    assert {file.name for file in (tmp_path / "report").iterdir()} == {"report.html", "report.md", "report.csv", "report.png"}
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {f"report.{kind}" for kind in FORMATS}
     assert_picture(tmp_path / "report" / "report.png", least=300)
 
 

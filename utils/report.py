@@ -19,6 +19,7 @@ from utils.results.comparison import aggregate, differences
 from utils.results.judged import load_runs
 from utils.results.keep import keep
 from utils.results.page.write import write_page
+from utils.results.remembered import remembered
 from utils.results.summary import summarise
 from utils.results.tables import to_markdown, write_report
 
@@ -41,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(summarise(options.runs), end="")
         else:
             runs = load_runs(options.runs)
-            groups, differing = aggregate(runs, options.baseline), differences(runs)
+            groups, differing, memory = aggregate(runs, options.baseline), differences(runs), remembered(runs)
             if options.output:
-                write_report(groups, options.output, differing)
-                write_page(runs, groups, options.output, differing, audio=not options.no_audio)
+                write_report(groups, options.output, differing, memory)
+                write_page(runs, groups, options.output, differing, memory, audio=not options.no_audio)
             if options.keep:
                 keep(runs, options.keep)
-            print(to_markdown(groups, differing), end="")
+            print(to_markdown(groups, differing, memory), end="")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

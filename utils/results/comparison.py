@@ -82,7 +82,19 @@ def aggregate(runs: Sequence[Judged], baseline: str | None = None) -> Groups:
     InputError
         No run is of the baseline.
     """
-    columns = _columns(runs)
+    columns, members = _columns(runs), group_runs(runs)
+    bases, bootstrap, found = _baselines(list(members), baseline), Bootstrap(), {}
+    for group in members:
+        base = bases.get(group)
+        found[group] = {column: _cell(members[group], column, members.get(base, ()), bootstrap) for column in columns}
+        for column, cell in found[group].items():
+            if cell.difference:
+                found[group][column] = cell._replace(difference=cell.difference._replace(baseline=base.label))
+    return found
+
+
+def group_runs(runs: Sequence[Judged]) -> dict[Group, list[Judged]]:
+    """Divide evaluations into groups, in the order of `aggregate`."""
     continual = {run.dataset for run in runs if run.encoder_tasks != 1}
     members = {}
     for run in runs:
@@ -91,14 +103,7 @@ def aggregate(runs: Sequence[Judged], baseline: str | None = None) -> Groups:
         members.setdefault(Group(run.dataset, run.encoder, run.method, offline), []).append(run)
     places = list(dict.fromkeys((group.dataset, group.encoder) for group in members))
     order = sorted(members, key=lambda group: (places.index((group.dataset, group.encoder)), group.offline))
-    bases, bootstrap, found = _baselines(order, baseline), Bootstrap(), {}
-    for group in order:
-        base = bases.get(group)
-        found[group] = {column: _cell(members[group], column, members.get(base, ()), bootstrap) for column in columns}
-        for column, cell in found[group].items():
-            if cell.difference:
-                found[group][column] = cell._replace(difference=cell.difference._replace(baseline=base.label))
-    return found
+    return {group: members[group] for group in order}
 
 
 def _baselines(groups, name):
@@ -115,9 +120,10 @@ def _baselines(groups, name):
     return found
 
 
-def _repeat(run, with_folds):
-    """Name one of a group's repeats: by its seed, and by its test folds where the runs differ in folds."""
-    return f"{run.seed}/{run.folds.rpartition(' | ')[2].replace(' ', '')}" if with_folds else run.seed
+def repeats(runs: Sequence[Judged]) -> list[int | str]:
+    """Name a group's repeats: by their seeds, and by their test folds where the runs differ in folds."""
+    with_folds = len({run.folds for run in runs}) > 1
+    return [f"{run.seed}/{run.folds.rpartition(' | ')[2].replace(' ', '')}" if with_folds else run.seed for run in runs]
 
 
 def _columns(runs):
@@ -142,15 +148,15 @@ def _columns(runs):
 
 def _cell(runs, column, base, bootstrap):
     """Take mean and spread over the seeds and folds of a group's runs, with intervals."""
-    with_folds, intervals = len({run.folds for run in runs}) > 1, {}
+    names, intervals = repeats(runs), {}
     if column.is_cost:  # of the encoder, so the same in all its evaluations
-        values, floors = [(_repeat(run, with_folds), run.costs[column.metric]) for run in runs], []
+        values, floors = [(name, run.costs[column.metric]) for name, run in zip(names, runs, strict=True)], []
     else:
-        used = [run for run in runs if column.is_of(run)]
+        used = [(name, run) for name, run in zip(names, runs, strict=True) if column.is_of(run)]
         values, floors = (
-            [(_repeat(run, with_folds), getattr(run, of)[column.metric]) for run in used] for of in ("metrics", "floor")
+            [(name, getattr(run, of)[column.metric]) for name, run in used] for of in ("metrics", "floor")
         )
-        intervals = _intervals(used, column, base, bootstrap)
+        intervals = _intervals([run for _, run in used], column, base, bootstrap)
     values = {seed: value for seed, value in sorted(values) if math.isfinite(value)}
     floors = [floor for seed, floor in floors if seed in values and math.isfinite(floor)]
     return Cell(

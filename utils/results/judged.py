@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from datasets.selection import PROTOCOLS
 from utils.io.errors import InputError
 from utils.io.files import read_json
@@ -50,7 +52,7 @@ class Judged:
     clips: dict[str, int]  # how many the last encoder's probe had, by split; this and the next: empty if not known
     data_folder: str
     encoder_run: str  # the run folder of the encoders, relative to `folder`
-    remembered: dict[str, list]  # see `utils.evaluation.remembered.Remembered.as_lists`
+    remembered: dict[str, np.ndarray]  # see `utils.evaluation.remembered.Remembered`; NaN for what is not known
 
 
 def load_run(folder: str | Path) -> Judged:
@@ -105,7 +107,8 @@ def _fields(record, settings):
     fields["encoder_tasks"] = _typed(record.get("encoder_tasks"), int | None, "encoder_tasks is no number")
     fields["clips"] = {key: int(value) for key, value in (record.get("clips") or {}).items()}
     fields |= {key: _typed(record.get(key, ""), str, f"{key} is no text") for key in ("data_folder", "encoder_run")}
-    fields["remembered"] = _typed(record.get("remembered") or {}, dict, "remembered is no object")
+    measured = _typed(record.get("remembered") or {}, dict, "remembered is no object").items()
+    fields["remembered"] = {key: np.array(values, dtype=float) for key, values in measured}
     known = find_protocol(fields["protocol"])
     title, grow = (known.title, known.classes_grow) if known else (None, None)
     fields["protocol_title"] = _typed(record.get("protocol_title", title), str | None, "protocol_title is no text")

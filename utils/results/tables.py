@@ -21,6 +21,12 @@ COST_UNITS = {
     "train_seconds": ("Training", (("h", 3600, 1), ("min", 60, 1), ("s", 1, 1))),
     "peak_memory_bytes": ("Peak memory", (("GB", 1e9, 2), ("MB", 1e6, 0))),
 }
+UNITS = {"cka": (1.0, 3), "shift": (1.0, 3), "rank": (1.0, 1)}  # metric that is not in percent: unit, decimals
+REMEMBERED_NOTE = """\
+What the last encoder remembers, beyond accuracy. kNN: accuracy of 20 neighbours among each task's own classes, in
+percent. CKA (1: as it was) and shift (0: as it was): with the encoder saved after the task, of the tasks before the
+last. Effective rank: over how many directions a task's embeddings spread.
+"""
 CELL_NOTE = """\
 In percent: mean ± sample standard deviation over seeds and folds, their number in brackets where a cell has fewer than
 its row; the row "floor" is the same evaluation of random weights.
@@ -60,14 +66,14 @@ def scales(groups: Groups) -> dict[Column, Scale]:
     Columns without any value are left out.
     """
     found = {}
-    for column in next(iter(groups.values())):
+    for column in next(iter(groups.values()), ()):
         means = [cells[column].mean for cells in groups.values() if cells[column].values]
         if means and column.is_cost:
             title, units = COST_UNITS[column.metric]
             name, unit, decimals = next((u for u in units if min(means) >= u[1]), units[-1])
             found[column] = Scale(f"{title}, {name}", unit, decimals)
         elif means:
-            found[column] = Scale(column.name, 0.01, 1, column.metric in SIGNED)
+            found[column] = Scale(column.name, *UNITS.get(column.metric, (0.01, 1)), column.metric in SIGNED)
     return found
 
 
@@ -86,12 +92,25 @@ def missing_seeds(groups: Groups) -> list[str]:
     return lines
 
 
-def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
+def to_markdown(groups: Groups, differing: Sequence[str] = (), remembered: Groups | None = None) -> str:
     """Format the report as Markdown: a row per group with its floor in the row below, then the legend.
 
-    Below the legend are the seeds that are missing, and the lines of `differing` (see `comparison.differences`).
+    Below the legend are what is remembered (see `utils.results.remembered`), the seeds that are missing, and the lines
+    of `differing` (see `comparison.differences`).
     """
     shown = scales(groups)
+    parts = [_group_table(groups, shown), CELL_NOTE + _interval_note(groups) + protocol_note(shown)]
+    parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
+    parts[1] += COST_NOTE if any(column.is_cost for column in shown) else ""
+    if remembered:
+        parts += [_group_table(remembered, scales(remembered)), REMEMBERED_NOTE]
+    for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
+        if lines:
+            parts.append(f"{title}:\n\n" + "".join(f"- {line}\n" for line in lines))
+    return "\n".join(parts)
+
+
+def _group_table(groups, shown):
     rows = [["Dataset", "Encoder", "Method", "Seeds", *(scale.title for scale in shown.values())]]
     for group, cells in groups.items():
         n = len(seeds_of(cells))
@@ -102,13 +121,7 @@ def to_markdown(groups: Groups, differing: Sequence[str] = ()) -> str:
         if baselines:
             differences = (_difference(cells[column].difference, scale) for column, scale in shown.items())
             rows.append(["", "", f"minus {baselines[0]}", "", *differences])
-    parts = [_table(rows), CELL_NOTE + _interval_note(groups) + protocol_note(shown)]
-    parts[1] += OFFLINE_NOTE if any(group.offline for group in groups) else ""
-    parts[1] += COST_NOTE if any(column.is_cost for column in shown) else ""
-    for title, lines in (("Seeds missing", missing_seeds(groups)), ("Differs between these runs", differing)):
-        if lines:
-            parts.append(f"{title}:\n\n" + "".join(f"- {line}\n" for line in lines))
-    return "\n".join(parts)
+    return _table(rows)
 
 
 def _mean_and_spread(cell: Cell, scale: Scale, n_seeds: int) -> str:
@@ -186,7 +199,7 @@ def protocol_note(columns: Iterable[Column]) -> str:
     return "".join(f"{textwrap.fill(note, 119)}\n" for note in notes)
 
 
-def to_csv(groups: Groups) -> str:
+def to_csv(groups: Groups, remembered: Groups | None = None) -> str:
     """Format the report as CSV: one row per group and column, all digits, an empty field for what is not known.
 
     Values are fractions, seconds and bytes; ``offline`` is 0 or 1; ``seeds`` and ``values`` are lists with spaces
@@ -197,7 +210,7 @@ def to_csv(groups: Groups) -> str:
     names = ["dataset", "encoder", "method", "offline", "column", "mean", "std", "floor", "n_seeds", "seeds", "values"]
     intervals = ("low", "high", "over", "floor_low", "floor_high", "difference", "difference_low", "difference_high")
     writer.writerow([*names, *intervals])
-    for group, cells in groups.items():
+    for group, cells in (*groups.items(), *(remembered or {}).items()):
         for column, cell in cells.items():
             if cell.values:
                 numbers = ("" if math.isnan(value) else value for value in (cell.mean, cell.std, cell.floor))
@@ -254,12 +267,12 @@ def difference_panels(groups: Groups) -> tuple[dict, dict[str, str]]:
     return panels, baselines
 
 
-def write_report(groups: Groups, folder: str | Path, differing: Sequence[str] = ()):
+def write_report(groups: Groups, folder: str | Path, differing: Sequence[str] = (), remembered: Groups | None = None):
     """Write ``report.md``, ``report.csv``, ``report.png`` and, where there are any, ``differences.png`` to a folder."""
     folder, (panels, ceilings) = Path(folder), report_panels(groups)
     plot_report(panels, folder / "report.png", ceilings)
     differences, baselines = difference_panels(groups)
     if differences:
         plot_differences(differences, baselines, folder / "differences.png")
-    write_atomically(folder / "report.md", to_markdown(groups, differing))
-    write_atomically(folder / "report.csv", to_csv(groups))
+    write_atomically(folder / "report.md", to_markdown(groups, differing, remembered))
+    write_atomically(folder / "report.csv", to_csv(groups, remembered))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from datasets.store import path_of
 from utils.analysis.choose import choose_clips
@@ -72,7 +73,8 @@ def embedding_map(run: Judged, paths: Sequence[str]) -> dict:
     if len({vectors.shape[1] for _, vectors in found}) > 1:
         raise NoMap("No map: the encoders' embeddings are of different sizes.")
     turned = [directions(vectors[None])[0] for _, vectors in found]
-    joint = project_pca(np.concatenate(turned)[None], SEED)[0]
+    with threadpool_limits(1):  # the matrices are small: on a busy machine threads cost more than they do
+        joint = project_pca(np.concatenate(turned)[None], SEED)[0]
     parts = np.split(joint, np.cumsum([len(vectors) for vectors in turned])[:-1])
     size, pictures = max(np.abs(joint).max(), 1e-9), []
     for (places, _), part in zip(found, parts, strict=True):

@@ -86,10 +86,10 @@ const draw = {
     const both = data.some(trace => trace.yaxis === "y2");
     const second = {...layout({}).yaxis, domain: [0, 0.32], range: [0, 1.05], title: {text: "spread"}};
     return {data, layout: layout({
-      xaxis: {title: {text: "epoch, over all tasks"}, anchor: both ? "y2" : "y", showgrid: false},
+      xaxis: {anchor: both ? "y2" : "y", showgrid: false},
       yaxis: {title: {text: "loss"}, domain: both ? [0.42, 1] : [0, 1]}, ...(both ? {yaxis2: second} : {}),
       shapes, annotations, margin: {l: 8, r: 8, t: 24, b: 8}, hovermode: "x unified",
-      legend: {orientation: "h", y: -0.22, yanchor: "top"},
+      legend: {orientation: "h", y: -0.1, yanchor: "top"},
     })};
   },
 

@@ -11,7 +11,7 @@ from utils.results.judged import Judged
 from utils.results.page.sections import Page, sections
 from utils.results.page.sounds import SECONDS, encode_clips
 from utils.results.page.table import comparison_tables
-from utils.results.tables import missing_seeds, protocol_note, resampled, scales
+from utils.results.tables import REMEMBERED_NOTE, missing_seeds, protocol_note, resampled, scales
 
 LARGEST = 10_000_000  # bytes, within which clips are embedded
 SPARE = 50_000
@@ -19,14 +19,19 @@ FILE = "report.html"
 
 
 def write_page(
-    runs: Sequence[Judged], groups: Groups, folder: str | Path, differing: Sequence[str] = (), audio: bool = True
+    runs: Sequence[Judged],
+    groups: Groups,
+    folder: str | Path,
+    differing: Sequence[str] = (),
+    remembered: Groups | None = None,
+    audio: bool = True,
 ) -> Path:
     """Write ``report.html`` to a folder; see docs/results.md for what is on it.
 
     Parameters
     ----------
-    runs, groups, differing
-        As `load_runs`, `aggregate` and `differences` return them.
+    runs, groups, differing, remembered
+        As `load_runs`, `aggregate`, `differences` and `utils.results.remembered.remembered` return them.
     folder : str or Path
     audio : bool
         Whether clips are in it, to be played.
@@ -39,6 +44,8 @@ def write_page(
     page = Page()
     content = {
         "tables": comparison_tables(groups),
+        "remembered": comparison_tables(remembered or {}),
+        "remembered_note": REMEMBERED_NOTE,
         "sections": sections(runs, page),
         "resampled": "; ".join(resampled(groups)),
         "protocols": protocol_note(scales(groups)),
