@@ -1,5 +1,6 @@
 """utils.run.config: what a user may write, what it means, and which folders a run may have."""
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from utils.io.errors import InputError
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
 from utils.run.exits import user_errors
-from utils.run.folder import check_run_folder, open_run_folder, run_settings
+from utils.run.folder import as_text, check_run_folder, open_run_folder, run_settings, same_setting, same_yaml
 from utils.run.yaml_text import read_text
 
 YAMLS = sorted(REPO.glob("hparams/**/*_train.yaml"))
@@ -228,3 +229,25 @@ def test_user_errors_are_a_line_and_a_code_and_others_keep_their_traceback(capsy
     for error in (ValueError("a bug"), KeyError("x"), RuntimeError("y")):
         with pytest.raises(type(error)), user_errors():
             raise error
+
+
+@pytest.mark.parametrize("yaml", ["us8k/supclr_train.yaml", "us8k/linclf_train.yaml"])
+def test_a_setting_is_the_same_in_another_style_of_yaml(yaml):
+    """As where the YAML of a finished run has been written anew: flow for blocks, other line breaks, comments."""
+    text = (REPO / "hparams" / yaml).read_text()
+    loader = ruamel.yaml.YAML()
+    loader.width, document = 40, loader.load(text)
+    parts = [document]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict | list):
+            part.fa.set_flow_style() if part is not document else part.fa.set_block_style()
+            parts += part.values() if isinstance(part, dict) else part
+    out = io.StringIO()
+    loader.dump(document, out)
+    places = "data_folder: x\nssl_checkpoints_dir: y\n"
+    one, other = as_text(text, places), as_text(out.getvalue(), places)
+    assert one != other
+    differing = [key for key in one if not same_setting(one[key], other[key]) and not same_yaml(one[key], other[key])]
+    assert differing in ([], ["task_classes"])  # which a run compares by its values
+    assert not same_yaml(one["modules"], one["modules"].replace("mean_norm: true", "mean_norm: false"))

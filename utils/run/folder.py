@@ -173,7 +173,8 @@ def same_yaml(one, other):
 
     def in_blocks(text):
         yaml, out = ruamel.yaml.YAML(), io.StringIO()
-        node = yaml.load(f"key: {text}")
+        indent = "" if text.startswith("- ") else "  "  # what `as_text` has taken from the first line
+        node = yaml.load(f"key:\n{indent}{text}")
         nodes = [node]
         while nodes:
             part = nodes.pop()
