@@ -138,6 +138,7 @@ BAD = [
     (edit(format=99), "newer version"),
     (edit(sample_rate="16000"), "sample_rate is '16000'"),
     (edit(encoder={"emb_dim": 32}), "does not fit config.json"),
+    (edit(classifier={"classes": ["bell"]}), "does not fit config.json"),
     (edit(encoder={"name": "os.system"}), "Unknown encoder 'os.system'"),
     (edit(front_end={"name": "pann_32k"}), "works at 32000 Hz"),
 ]  # fmt: skip

@@ -271,8 +271,12 @@ def open_export(exported: Exported, device: str = "cpu") -> SoundEncoder:
         raise InputError(f"{file} does not fit {CONFIG} ({why}): take another copy of the export.") from error
     probe, classifier = None, exported.part("classifier")
     if classifier:
-        weight, bias = (classifier[name].numpy() for name in ("weight", "bias"))
-        probe = Probe(weight, bias, config["classifier"]["classes"], "")
+        classes, dim = config["classifier"].get("classes", []), config["encoder"]["emb_dim"]
+        if [list(classifier[name].shape) for name in ("weight", "bias")] != [[len(classes), dim], [len(classes)]]:
+            raise InputError(
+                f"The classifier of {exported.path} does not fit {CONFIG}: take another copy of the export."
+            )
+        probe = Probe(*(classifier[name].numpy() for name in ("weight", "bias")), classes, "")
     return SoundEncoder(modules, config["sample_rate"], config["encoder"]["emb_dim"], device, probe=probe)
 
 

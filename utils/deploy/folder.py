@@ -21,6 +21,7 @@ from utils.io.errors import InputError
 from utils.io.files import atomic_folder, read_json
 from utils.results.intervals import FLOOR, TRAINED, Bootstrap
 from utils.results.judged import load_run
+from utils.results.predictions import FILE as PREDICTIONS
 from utils.results.protocols import with_probe
 from utils.training.runs import beside, settings_of
 
@@ -162,7 +163,7 @@ def _trained(settings, record, task):
         "tasks": record["tasks"][: task + 1],
         "script": script if script in SCRIPTS else "a trainer",
         "start": " and ".join(begun),
-        "settings": {key: settings[key] for key in SETTINGS if key in settings},
+        "settings": {key: " ".join(settings[key].split()) for key in SETTINGS if key in settings},
     }
 
 
@@ -174,7 +175,9 @@ def _protocol(probe_run):
 def _results(probe_run, task):
     """Return accuracy and floor, with intervals, of the encoder after `task`; empty if it isn't the last one judged."""
     judged, bootstrap = load_run(probe_run), Bootstrap()
-    predictions = pd.read_csv(judged.folder / "predictions.csv", usecols=["encoder"])
+    if not (judged.folder / PREDICTIONS).is_file():
+        return {}
+    predictions = pd.read_csv(judged.folder / PREDICTIONS, usecols=["encoder"])
     counts = predictions["encoder"].value_counts()
     if f"task{task + 1}" in counts or f"task{task}" not in counts:
         return {}

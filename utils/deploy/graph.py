@@ -5,6 +5,7 @@ torchlibrosa's is already; the mean normalisation of padded clips by that of who
 which looks at the number of frames as a number, by SpeechBrain's.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -67,16 +68,16 @@ def _forget_sources(model):
     del model.metadata_props[:]
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet():
     """Keep the exporter from saying which operators of torchvision it lacks."""
-
-    def __enter__(self):
-        self.log = logging.getLogger("torch.onnx")
-        self.level = self.log.level
-        self.log.setLevel(logging.ERROR)
-
-    def __exit__(self, *error):
-        self.log.setLevel(self.level)
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _replaced(modules):
