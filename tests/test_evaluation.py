@@ -3,7 +3,9 @@
 import collections
 import copy
 import hashlib
+import os
 import shutil
+import signal
 import tracemalloc
 
 import numpy as np
@@ -15,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from datasets.selection import PROTOCOLS
 from helpers.lab import REPO
 from linclf_train import LinearProbe
+from utils.evaluation import embeddings
 from utils.evaluation.embeddings import Embedder, EmbeddingCache
 from utils.evaluation.judge import Evaluation, evaluate_encoders, standardise
 from utils.evaluation.probes import Embedded, confusion_matrix, linear
@@ -194,6 +197,29 @@ def test_no_damage_gives_other_embeddings(tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.integers(8)]) + content[place + 1 :])
         assert np.array_equal(cache.get(vectors, vectors, np.arange(3)), good), place
     assert vectors.n_embedded > 100 and [file.name for file in tmp_path.iterdir()] == ["key.npz"]
+
+
+def test_a_kill_loses_no_more_than_a_part(tmp_path, monkeypatch):
+    """SIGKILL at the sixth of eight clips, each a part of its own: the next start embeds three, and leaves one file."""
+    monkeypatch.setattr(embeddings, "PART_SECONDS", 0)
+    cache, vectors = EmbeddingCache(str(tmp_path)), Vectors(8, 4)
+
+    def killed(store, clips, what):
+        for place in range(len(clips)):
+            if place == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield place, np.full(4, clips[place], np.float32)
+
+    child = os.fork()
+    if child == 0:
+        vectors.embed = killed
+        cache.get(vectors, vectors, np.arange(8))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (tmp_path / ".key.npz.0123abcd.tmp").touch()  # of a process that was killed while it wrote, long ago
+    os.utime(tmp_path / ".key.npz.0123abcd.tmp", (0, 0))
+    found = cache.get(vectors, vectors, np.arange(8))
+    assert vectors.n_embedded == 3 and np.array_equal(found[:, 0], np.arange(8))
+    assert [file.name for file in tmp_path.iterdir()] == ["key.npz"]
 
 
 def test_embeddings_go_elsewhere_where_the_encoders_folder_cannot_be_written(embedder, tmp_path, caplog):

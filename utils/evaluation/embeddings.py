@@ -4,10 +4,13 @@ A frozen encoder gives a clip the same embedding in every epoch of every probe. 
 that an evaluation needs, and a file beside its checkpoints keeps the embeddings for later evaluations.
 """
 
+import contextlib
+import glob
 import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -26,6 +29,8 @@ from utils.run.config import effective_option
 from utils.run.hardware import keep_freed_memory
 
 logger = logging.getLogger(__name__)
+
+PART_SECONDS = 60  # of embedding that a kill can cost
 
 
 class Embedder:
@@ -159,6 +164,9 @@ class EmbeddingCache:
     A file is named by the encoder's digest (`Embedder.key`). Each vector has an id of the clip's path and content, so
     that a changed clip is embedded again. The checksums of the archive (a zip) reveal damage.
 
+    While clips are embedded, those of each `PART_SECONDS` are written to a file of their own, so that a kill or a power
+    cut costs no more than that. The next `get` for the encoder reads these parts, and joins them to its file.
+
     Parameters
     ----------
     folder
@@ -184,19 +192,48 @@ class EmbeddingCache:
         """
         clips = np.asarray(clips)
         ids = store.ids[clips]
-        name = f"{key or embedder.key()}.npz"
-        known = {}
+        key = key or embedder.key()
+        known, parts = {}, self._parts(key)
         for folder in filter(None, (self.fallback, self.folder)):
-            known.update(self._read(os.path.join(folder, name), embedder.dim))
+            known.update(self._read(os.path.join(folder, f"{key}.npz"), embedder.dim))
+        for part in parts:
+            known.update(self._read(part, embedder.dim))
         missing = list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
-        if missing:
-            try:
-                for place, vector in embedder.embed(store, clips[missing], what):
+        try:
+            if missing:
+                embedded = embedder.embed(store, clips[missing], what)
+                for place, vector in self._in_parts(key, embedded, ids[missing], parts):
                     known[ids[missing[place]]] = vector
-            finally:  # also when stopped: the next start then embeds only the rest
-                if known:
-                    self._write(name, known)
+        finally:  # also when stopped: the next start then embeds only the rest
+            if known and (missing or parts):
+                self._write(f"{key}.npz", known)
+                self._sweep(key, parts)
         return np.stack([known[clip_id] for clip_id in ids])
+
+    def _parts(self, key):
+        """List the files with what a killed process, or another one now, has embedded."""
+        folders = filter(None, (self.fallback, self.folder))
+        return [
+            file for folder in folders for file in glob.glob(os.path.join(glob.escape(folder), f"{key}.part-*.npz"))
+        ]
+
+    def _in_parts(self, key, embedded, ids, parts):
+        """Pass on (place, vector) pairs, and write those of each `PART_SECONDS` to a file, whose path joins `parts`."""
+        fresh, begun = {}, time.monotonic()
+        for place, vector in embedded:
+            fresh[ids[place]] = vector
+            yield place, vector
+            if time.monotonic() - begun > PART_SECONDS:
+                parts.append(self._write(f"{key}.part-{os.urandom(4).hex()}.npz", fresh))
+                fresh, begun = {}, time.monotonic()
+
+    def _sweep(self, key, parts):
+        """Remove parts that were joined, and unfinished files of an hour ago or more, whose process was killed."""
+        left = glob.glob(os.path.join(glob.escape(self.folder), f".{key}.*.tmp"))
+        for file in (*parts, *left):
+            with contextlib.suppress(OSError):  # another process was first, or the folder can't be written
+                if file in parts or time.time() - os.path.getmtime(file) > 3600:
+                    os.unlink(file)
 
     def _read(self, path, dim=None):
         """Read a file as id -> vector; empty, with a warning, if the file is damaged."""
@@ -214,13 +251,18 @@ class EmbeddingCache:
         return dict(zip(ids.tolist(), vectors, strict=True))
 
     def _write(self, name, known):
+        """Write a file of embeddings; return its path."""
+
         def content(file):
             np.savez(file, ids=np.array(list(known)), vectors=np.stack(list(known.values())))
 
+        path = os.path.join(self.folder, name)
         try:
-            write_atomically(os.path.join(self.folder, name), content)
+            write_atomically(path, content)
         except OSError as error:
             if self.fallback is None:
                 raise
             logger.warning("Can't keep embeddings in %s (%s): they go to %s.", self.folder, error, self.fallback)
-            write_atomically(os.path.join(self.fallback, name), content)
+            path = os.path.join(self.fallback, name)
+            write_atomically(path, content)
+        return path

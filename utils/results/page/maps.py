@@ -3,7 +3,6 @@
 Legend: E encoders, n clips, D embedding features.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +17,7 @@ from utils.io.arrays import DamagedArrays, map_array, read_arrays
 from utils.io.errors import InputError
 from utils.io.files import read_json
 from utils.results.judged import Judged
-from utils.results.predictions import FILE
+from utils.results.predictions import FILE, find_predictions
 
 MOST_CLIPS, MOST_CLASSES = 200, 20
 SEED = 2022
@@ -28,20 +27,29 @@ class NoMap(Exception):
     """There is nothing to draw; the text says why, in one line."""
 
 
+def reason(error: Exception) -> str:
+    """Say in a line what was wrong, without the path of a file: a page may be passed on."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:120]
+
+
 def shown_clips(run: Judged) -> pd.DataFrame:
     """Choose at most `MOST_CLIPS` test clips: a row for each, with `wav_path`, `class_name`, `task`.
 
     Raises
     ------
     NoMap
-        There are no predictions, or of too few clips.
+        The encoder's run is not known, or there are no predictions, or of too few clips.
     """
-    file = run.folder / FILE
+    if not run.encoder_run:
+        raise NoMap("No map: these results were kept without their encoders, or are by an earlier version of "
+                    "linclf_train.py, whose command brings them up to date in seconds.")  # fmt: skip
+    file = find_predictions(run.folder) or run.folder / FILE
     try:
         table = pd.read_csv(file, usecols=["encoder", "clip", "true", "task"], dtype={"clip": str, "true": str},
                             keep_default_na=False)  # fmt: skip
     except (OSError, ValueError) as error:
-        raise NoMap(f"No map: {file} can't be read ({' '.join(str(error).split())[:120]}).") from None
+        raise NoMap(f"No map: {FILE} can't be read ({reason(error)}).") from None
     tested = table[table["encoder"].str.startswith("task")].drop_duplicates("clip")
     clips = tested.rename(columns={"clip": "wav_path", "true": "class_name"}).assign(split="test")
     clips["label"] = clips["class_name"].rank(method="dense").fillna(0).astype(int)
@@ -67,8 +75,6 @@ def embedding_map(run: Judged, paths: Sequence[str]) -> dict:
     NoMap
         The embeddings are gone, or were never kept.
     """
-    if not run.encoder_run:
-        raise NoMap("No map: this evaluation is by an earlier version. Give its command again: it takes seconds.")
     found = [_vectors(run, key, paths) for key in _keys(run)]  # places [m], vectors [m, D] of each
     if len({vectors.shape[1] for _, vectors in found}) > 1:
         raise NoMap("No map: the encoders' embeddings are of different sizes.")
@@ -96,7 +102,9 @@ def _keys(run):
     try:
         return [read_json(save / f"{name}.json")["key"].rpartition("-")[0] for name in [*floors[-1:], *names]]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise NoMap(f"No map: what {save} says of the encoders is damaged ({error}).") from None
+        raise NoMap(
+            f"No map: what {run.folder.name}/save says of the encoders can't be read ({reason(error)})."
+        ) from None
 
 
 def _vectors(run, key, paths):
@@ -105,14 +113,14 @@ def _vectors(run, key, paths):
     files = [folder / "embeddings" / f"{key}.npz" for folder in (beside, run.folder)]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise NoMap(f"No map: the embeddings in {os.path.normpath(beside)} are gone. linclf_train.py makes them again.")
+        raise NoMap(f"No map: the embeddings of {beside.name} are gone. linclf_train.py makes them again.")
     try:
         ids = read_arrays(file, ["ids"])["ids"]
         rows = {path_of(str(clip_id)): row for row, clip_id in enumerate(ids)}
         places = [place for place, path in enumerate(paths) if path in rows]
         vectors = np.array(map_array(file, "vectors")[[rows[paths[place]] for place in places]], dtype=float)
     except (DamagedArrays, IndexError, TypeError) as error:
-        raise NoMap(f"No map: {file} is damaged ({error}).") from None
+        raise NoMap(f"No map: {file.name} is damaged ({reason(error)}).") from None
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-        raise NoMap(f"No map: {file} has no finite embeddings of the test clips.")
+        raise NoMap(f"No map: {file.name} has no finite embeddings of the test clips.")
     return places, vectors

@@ -10,7 +10,7 @@ from utils.io.errors import InputError
 from utils.io.files import read_json
 from utils.results.judged import Judged
 from utils.results.metrics import read_table
-from utils.results.page.maps import NoMap, embedding_map, shown_clips
+from utils.results.page.maps import NoMap, embedding_map, reason, shown_clips
 from utils.results.page.words import evaluation_words, training_words
 from utils.results.protocols import with_probe
 from utils.results.tables import Scale
@@ -127,14 +127,14 @@ def _evaluation(name, run, page):
         labels = [*(f"after task {t}" for t in range(len(table))), "random"]
         found["table"] = page.add(f"{name}-table", "table", values=rows, rows=labels, tasks=names)
     except InputError as error:
-        problems.append(str(error))
+        problems.append(f"No accuracy table: {str(error).replace(str(run.folder), run.folder.name)}.")
     try:
         counts = pd.read_csv(run.folder / "confusion_matrix.csv", index_col=0, keep_default_na=False)
         classes, counts = [str(name) for name in counts.index], counts.to_numpy(dtype=int)
         if counts.shape != (len(classes), len(classes)):
             raise ValueError("it is not square")
     except (OSError, ValueError) as error:
-        problems.append(f"No confusion matrix: {run.folder / 'confusion_matrix.csv'} can't be read ({error}).")
+        problems.append(f"No confusion matrix: confusion_matrix.csv can't be read ({reason(error)}).")
         return found
     if len(classes) <= MOST_CELLS:
         content = {"counts": counts.tolist(), "classes": classes}
