@@ -195,6 +195,8 @@ def test_an_encoder_that_config_json_can_not_describe_is_refused(lab, tmp_path, 
     monkeypatch.setitem(ENCODERS, "own", lambda n_mels, emb_dim, norm_type: Own(n_mels, emb_dim, 1.0))
     run = lab.train(tmp_path / "run", *ONE_TASK, "--encoder=own")[0]
     assert command(export.main, run, f"--output={tmp_path / 'one'}") == 0
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert load_encoder(tmp_path / "one").digest == load_encoder(run).digest
     monkeypatch.setitem(ENCODERS, "own", lambda n_mels, emb_dim, norm_type: Own(n_mels, emb_dim, np.random.random()))
     assert command(export.main, run, f"--output={tmp_path / 'two'}") == 2
     assert "none that config.json can describe" in capsys.readouterr().err and not (tmp_path / "two").exists()

@@ -77,7 +77,7 @@ def write_loader(folder: Path, encoder: SoundEncoder, config: dict) -> bool:
     """
     modules = encoder.embedder.modules
     network = modules["embedding_model"]
-    if not isinstance(network, pann.PANN | ECAPA):
+    if type(network) not in (pann.PANN, ECAPA):  # a subclass may compute something else
         return False
     (folder / MODULE).write_text(_module(), encoding="utf-8")
     (folder / YAML).write_text(_yaml(network, config, encoder.probe), encoding="utf-8")
