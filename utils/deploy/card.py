@@ -81,7 +81,7 @@ def _about(config):
     return (
         f"A sound encoder ({encoder['name']}): {config['sample_rate'] / 1000:g} kHz mono in, an embedding of "
         f"{encoder['emb_dim']} features out{told}. Its front end is {front_end['name']} with {encoder['n_mels']} mel "
-        f"bands ({norm}). Each sound is scaled to a peak of {config['peak']}. It was trained by the method of "
+        f"bands ({norm}). Each sound is scaled to a peak of {config['peak']}. It was trained task by task, as in "
         "[Learning Representations for New Sound Classes With Continual Self-Supervised "
         "Learning](https://arxiv.org/abs/2205.07390)."
     )
