@@ -300,6 +300,19 @@ def is_finished(folder):
     return latest is not None and bool(latest[1].get("finished"))
 
 
+def read_state(folder, checkpoint, name):
+    """Read what a checkpoint of a task's folder has saved of a module; load_weights names the errors."""
+    path = checkpoint / f"{name}{PARAMFILE_EXT}"
+    if not path.is_file():
+        raise InputError(f"{checkpoint} has no {path.name}: was it saved by one of this project's trainers?")
+    if reason := find_damage(checkpoint, [path.name]):
+        raise InputError(f"{checkpoint} is damaged ({reason}): {_mend(folder)}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises errors of any type on damaged bytes
+        raise InputError(f"{path} is damaged ({_why(error)}): {_mend(folder)}.") from error
+
+
 def load_weights(folder, modules, hint=""):
     """Load the newest checkpoint's weights into modules.
 
@@ -321,15 +334,7 @@ def load_weights(folder, modules, hint=""):
     if latest is None:
         raise InputError(f"No checkpoint in {folder}: is it a task's folder of a trained encoder?")
     for name, module in modules.items():
-        path = latest[0] / f"{name}{PARAMFILE_EXT}"
-        if not path.is_file():
-            raise InputError(f"{latest[0]} has no {path.name}: was it saved by one of this project's trainers?")
-        if reason := find_damage(latest[0], [path.name]):
-            raise InputError(f"{latest[0]} is damaged ({reason}): {_mend(folder)}.")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # the unpickler raises errors of any type on damaged bytes
-            raise InputError(f"{path} is damaged ({_why(error)}): {_mend(folder)}.") from error
+        path, state = latest[0] / f"{name}{PARAMFILE_EXT}", read_state(folder, latest[0], name)
         try:
             module.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:

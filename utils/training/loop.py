@@ -9,7 +9,6 @@ from time import monotonic
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.utils.checkpoints import PARAMFILE_EXT
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -30,6 +29,7 @@ from utils.training.checkpoints import (
     is_finished,
     latest_checkpoint,
     load_weights,
+    read_state,
     set_aside_damaged,
     sweep_replaced,
 )
@@ -216,7 +216,7 @@ def _forget_fewer_classes(folder, classifier):
     path, meta = latest_checkpoint(folder) or (None, {"finished": True})
     if meta.get("finished"):
         return
-    saved = torch.load(path / f"classifier{PARAMFILE_EXT}", map_location="cpu", weights_only=True)
+    saved = read_state(folder, path, "classifier")
     if any(tensor.shape != saved[name].shape for name, tensor in classifier.state_dict().items()):
         logger.warning("%s was trained with fewer classes: that task begins anew.", path)
         shutil.rmtree(folder)
