@@ -23,10 +23,10 @@ import speechbrain as sb
 from utils.evaluation.judge import Evaluation, evaluate_encoders
 from utils.evaluation.probes import ProbeBrain
 from utils.evaluation.saved import as_trained, find_checkpoints, numbered_by
+from utils.evaluation.together import embed_together
 from utils.results.save import save_results
 from utils.run.exits import user_errors
 from utils.run.experiment import Run
-from utils.run.processes import one_process_only
 from utils.training.runs import settings_of
 
 
@@ -48,7 +48,6 @@ class LinearProbe(ProbeBrain):
 
 if __name__ == "__main__":
     with user_errors():
-        one_process_only("linclf_train.py")
         # Parse the command line, build the YAML's objects, take encoder and front end from ssl_checkpoints_dir's run.
         run = Run(__doc__, LinearProbe, adapt=as_trained)
         encoders = find_checkpoints(run.hparams["ssl_checkpoints_dir"])
@@ -57,6 +56,7 @@ if __name__ == "__main__":
         random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
         evaluation.check(encoders)
         run.open()  # once all input is checked, make or open the run folder
+        embed_together(evaluation, encoders, random_weights)  # under torchrun, whose other processes end here
         # Evaluate every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(evaluation, encoders, random_weights)
         save_results(results, run, settings_of(encoders[0]), encoders)

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
@@ -18,10 +20,11 @@ from helpers.docs import blocks
 from helpers.forks import at_call, free_port
 from helpers.lab import REPO, Lab
 from helpers.torchrun import EQUAL, Site, finish
+from utils.io.arrays import read_arrays
 from utils.io.errors import InputError
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
-from utils.run.processes import join_processes, one_process_only
+from utils.run.processes import join_processes
 from utils.training.brain import TaskBrain
 from utils.training.checkpoints import is_finished, latest_checkpoint
 
@@ -35,6 +38,26 @@ def site(lab, tmp_path):
 
 
 # Two processes are one
+
+
+def test_an_evaluation_embeds_in_two_processes_and_judges_in_one(site):
+    """The embeddings and all that follows from them are those of one process, to the bit."""
+    trained, _ = site.run_forks("simclr", 1, "trained", *EQUAL)
+    found = []
+    for n in (1, 2):
+        encoders = site.folder / f"encoders {n}"
+        shutil.copytree(trained, encoders)
+        args = (f"--ssl_checkpoints_dir={encoders}", "--linclf_train_type=seen", "--embedding_batch_size=4")
+        folder, said = site.run("linclf", n, f"judged by {n}", *args)
+        assert said.count("random weights, task 1") == 1 and "Traceback" not in said
+        vectors = {file.name: read_arrays(file, ("ids", "vectors")) for file in encoders.glob("embeddings/*.npz")}
+        by_id = {key: dict(zip(*arrays.values(), strict=True)) for key, arrays in vectors.items()}
+        found.append((by_id, *((folder / name).read_bytes() for name in ("accuracy_table.csv", "predictions.csv"))))
+    (one, *tables), (two, *others) = found
+    assert tables == others and one.keys() == two.keys() and len(one) == 3  # two encoders and the floor, no parts
+    for key in one:
+        assert one[key].keys() == two[key].keys()
+        assert all(np.array_equal(one[key][clip], two[key][clip]) for clip in one[key])
 
 
 def distance(weights, others):
@@ -124,8 +147,6 @@ def test_a_batch_must_have_two_clips_for_each_process(lab, launched, batch_size,
 
 
 def test_what_is_refused_under_torchrun(lab, launched):
-    with pytest.raises(InputError, match="without torchrun"):
-        one_process_only("linclf_train.py")
     run_opts = lab.load("us8k/simclr_train.yaml", "--device=cuda:0")[1]
     with pytest.raises(InputError, match="leave it out"):
         join_processes(run_opts)

@@ -63,7 +63,8 @@ class Site:
     def arguments(self, kind, base, *args):
         yaml = REPO / f"hparams/us8k/{kind}_train.yaml"
         places = (f"--data_folder={self.lab.sounds}", f"--output_base={self.folder / base}")
-        return f"{kind}_train.py", yaml, *self.lab.tiny, *self.lab.quick, TASKS, *places, *args
+        quick = self.lab.quick if kind != "linclf" else ("--number_of_epochs=2", "--warmup_epochs=1")
+        return f"{kind}_train.py", yaml, *self.lab.tiny, *quick, TASKS, *places, *args
 
     def command(self, kind, n, base, *args, what="plain"):
         python, *command = self.lab.command(*self.arguments(kind, base, *args))

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -103,13 +103,19 @@ class Embedder:
         vectors = dict(self.embed(store, clips, what))
         return np.stack([vectors[place] for place in range(len(vectors))])
 
-    def embed(self, store: Clips, clips: Sequence[int], what: str = "clips") -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (place in `clips`, [D] float32) for each clip, by length. The parameters are those of `__call__`."""
+    def embed(
+        self, store: Clips, clips: Sequence[int], what: str = "clips", share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (place in `clips`, [D] float32) for each clip, by length. The parameters are those of `__call__`.
+
+        `share` (i, n): of the batches only every n-th, from the i-th on.
+        """
         clips = np.asarray(clips)
+        batches = list(equal_length_batches(store.lengths[clips], self.batch_size))[share[0] :: share[1]]
         off = not sys.stderr.isatty()
-        bar = tqdm(total=len(clips), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
+        bar = tqdm(total=sum(map(len, batches)), desc=f"embedding: {what}", unit="clip", disable=off, leave=False)
         with torch.inference_mode(), self.context, bar:
-            for places in equal_length_batches(store.lengths[clips], self.batch_size):
+            for places in batches:
                 wav = torch.from_numpy(np.stack([store.read(int(c)) for c in clips[places]])).to(self.device)
                 out = embed(self.modules, wav, torch.ones(len(wav), device=self.device))
                 self.n_embedded += len(places)
@@ -193,12 +199,9 @@ class EmbeddingCache:
         clips = np.asarray(clips)
         ids = store.ids[clips]
         key = key or embedder.key()
-        known, parts = {}, self._parts(key)
-        for folder in filter(None, (self.fallback, self.folder)):
-            known.update(self._read(os.path.join(folder, f"{key}.npz"), embedder.dim))
-        for part in parts:
-            known.update(self._read(part, embedder.dim))
-        missing = list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
+        parts = self._parts(key)
+        known = self.known(embedder, key, parts)
+        missing = self.missing(ids, known)
         try:
             if missing:
                 embedded = embedder.embed(store, clips[missing], what)
@@ -210,6 +213,27 @@ class EmbeddingCache:
                 self._sweep(key, parts)
         return np.stack([known[clip_id] for clip_id in ids])
 
+    def known(self, embedder: Embedder, key: str, parts: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Read the embeddings of an encoder that are there, id -> vector [D]; `parts` are its part files, if known."""
+        known = {}
+        files = [os.path.join(folder, f"{key}.npz") for folder in filter(None, (self.fallback, self.folder))]
+        for file in [*files, *(self._parts(key) if parts is None else parts)]:
+            known.update(self._read(file, embedder.dim))
+        return known
+
+    @staticmethod
+    def missing(ids: Sequence[str], known: Container[str]) -> list[int]:
+        """List the places of ids that are not known, each id once."""
+        return list({clip_id: place for place, clip_id in enumerate(ids) if clip_id not in known}.values())
+
+    def put_share(
+        self, embedder: Embedder, store: Clips, clips: Sequence[int], what: str, key: str, share: tuple[int, int]
+    ):
+        """Embed a share of the batches of `clips`, and write it in parts, for a later `get`."""
+        embedded = embedder.embed(store, clips, what, share)
+        for _ in self._in_parts(key, embedded, store.ids[np.asarray(clips)], [], whole=True):
+            pass
+
     def _parts(self, key):
         """List the files with what a killed process, or another one now, has embedded."""
         folders = filter(None, (self.fallback, self.folder))
@@ -217,15 +241,25 @@ class EmbeddingCache:
             file for folder in folders for file in glob.glob(os.path.join(glob.escape(folder), f"{key}.part-*.npz"))
         ]
 
-    def _in_parts(self, key, embedded, ids, parts):
-        """Pass on (place, vector) pairs, and write those of each `PART_SECONDS` to a file, whose path joins `parts`."""
+    def _in_parts(self, key, embedded, ids, parts, whole=False):
+        """Pass on (place, vector) pairs, and write those of each `PART_SECONDS` to a file, whose path joins `parts`.
+
+        With `whole`, the rest is written too, also when stopped.
+        """
         fresh, begun = {}, time.monotonic()
-        for place, vector in embedded:
-            fresh[ids[place]] = vector
-            yield place, vector
-            if time.monotonic() - begun > PART_SECONDS:
-                parts.append(self._write(f"{key}.part-{os.urandom(4).hex()}.npz", fresh))
-                fresh, begun = {}, time.monotonic()
+        try:
+            for place, vector in embedded:
+                fresh[ids[place]] = vector
+                yield place, vector
+                if time.monotonic() - begun > PART_SECONDS:
+                    parts.append(self._write_part(key, fresh))
+                    fresh, begun = {}, time.monotonic()
+        finally:
+            if whole and fresh:
+                self._write_part(key, fresh)
+
+    def _write_part(self, key, fresh):
+        return self._write(f"{key}.part-{os.urandom(4).hex()}.npz", fresh)
 
     def _sweep(self, key, parts):
         """Remove parts that were joined, and unfinished files of an hour ago or more, whose process was killed."""

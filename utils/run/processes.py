@@ -10,6 +10,7 @@ import datetime
 import functools
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -40,18 +41,6 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's number, from 0."""
     return int(os.environ["RANK"]) if launched() else 0
-
-
-def one_process_only(script: str):
-    """Refuse torchrun for a script whose work isn't distributed.
-
-    Raises
-    ------
-    InputError
-        torchrun has started this process.
-    """
-    if launched():
-        raise InputError(f"{script} works in one process: start it with python, without torchrun.")
 
 
 def join_processes(run_opts: RunOptions):
@@ -154,6 +143,28 @@ def _wait_for(key):
     said = _store().get(key).decode()
     if said:
         raise InputError(said)
+
+
+def wait_for_all(what: str):
+    """Wait until all processes have come here, however long it takes; `what` names the place, once in a run."""
+    if not launched():
+        return
+    _store().add(what, 1)
+    while _store().add(what, 0) < world_size():
+        time.sleep(POLL)
+
+
+def go_on_alone():
+    """End all processes but rank 0, which waits for the others and goes on as if torchrun had not started it."""
+    _store().add("ended", 1)
+    if rank() > 0:
+        leave_processes()
+        sys.exit(0)
+    while _store().add("ended", 0) < world_size():
+        time.sleep(POLL)
+    leave_processes()
+    for name in ("RANK", "LOCAL_RANK"):  # by which SpeechBrain and `launched` know
+        del os.environ[name]
 
 
 # Sums over all processes
