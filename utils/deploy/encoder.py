@@ -12,7 +12,7 @@ import torch
 from speechbrain.lobes.features import Fbank
 from tqdm import tqdm
 
-from datasets.audio import load_mono, quantise, to_float
+from datasets.audio import BadAudio, load_mono, quantise, to_float
 from models.embed import extract_features
 from models.encoders import make_encoder
 from models.exported import CONFIG, WEIGHTS, Exported, is_export, read_export
@@ -27,6 +27,8 @@ from utils.training.runs import find_save
 SETTINGS = Path(__file__).parents[2] / "hparams" / "visualize.yaml"  # what a run of before doesn't say of its encoder
 LONGEST = 60.0  # seconds in one pass; a longer sound passes in pieces of equal length
 SHORTEST = 0.1  # seconds; a shorter sound is padded with silence, as it has too few frames
+FRAME = 0.025  # seconds of a front end's window: a sound that fills none is refused
+SHORT = f"too short: less than one frame of {1000 * FRAME:g} ms"
 FBANK = ("n_fft", "win_length", "hop_length", "f_min", "f_max", "filter_shape")
 
 Sound = str | os.PathLike | np.ndarray
@@ -84,9 +86,9 @@ class SoundEncoder:
         Raises
         ------
         InputError
-            Samples without their rate, or samples that are no sound.
+            Samples without their rate, or samples that are no sound, or too short.
         BadAudio
-            A file that can't be read.
+            A file that can't be read, or too short.
         """
         if isinstance(sounds, str | os.PathLike | np.ndarray):
             return self.embed([sounds], sample_rate)[0]
@@ -185,10 +187,14 @@ class SoundEncoder:
             wav = wav.mean(axis=1) if wav.ndim == 2 else wav
             if wav.ndim != 1 or not len(wav) or not np.isfinite(wav).all():
                 raise InputError(f"Samples of shape {list(sound.shape)}: give finite ones, [n] or [n, channels].")
+            if len(wav) < FRAME * sample_rate:
+                raise InputError(f"{len(wav)} samples at {sample_rate} Hz: {SHORT}.")
             if sample_rate != self.sample_rate:
                 wav = soxr.resample(wav, sample_rate, self.sample_rate, quality="HQ")
         else:
             wav = load_mono(os.fspath(sound), self.sample_rate)
+            if len(wav) < FRAME * self.sample_rate:
+                raise BadAudio(os.fspath(sound), SHORT)
         return to_float(quantise(wav)[0])
 
 
