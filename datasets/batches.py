@@ -1,7 +1,8 @@
 """Datasets and samplers: random crops of clips for training, whole clips for testing. Legend: S samples, C classes.
 
-Every draw is a function of (seed, task, epoch, clip), whatever the number of workers: the sampler hands the epoch to
-the dataset together with the clip's place, and no random state is kept between two items.
+Every draw is a function of (seed, task, epoch, the clip's place among those of the task), whatever the number of
+workers and whatever other tasks there are: the sampler hands epoch and place to the dataset, and no random state is
+kept between two items.
 """
 
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class ViewDataset(Dataset):
         C.
     mixup : Mixup or NoMixup
     seed, task : int
-        With the epoch and the clip they decide every draw.
+        With the epoch and the place in the rows they decide every draw.
     n_views : int
         Crops of each clip.
     """
@@ -97,7 +98,7 @@ class ViewDataset(Dataset):
         """
         *draw, place = key
         clip = int(self.clips[place])
-        rng = np.random.default_rng([self.seed, self.task, *draw, clip])
+        rng = np.random.default_rng([self.seed, self.task, *draw, place])
         partner, weight = self.mixup(place, len(self), rng)
         sources = [(clip, weight)] + ([(int(self.clips[partner]), 1.0 - weight)] if weight < 1.0 else [])
         views = {f"view{i + 1}": self._view(sources, rng) for i in range(self.n_views)}

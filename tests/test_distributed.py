@@ -28,7 +28,7 @@ from utils.run.processes import join_processes
 from utils.training.brain import TaskBrain
 from utils.training.checkpoints import is_finished, latest_checkpoint
 
-HEADS = ("--proj_norm_type=ln",)
+HEADS, PLAIN_HEADS = ("--proj_norm_type=ln",), ("--proj_norm_type=id",)
 SAVED_AT_EACH_EPOCH = "--ckpt_overhead=1000"
 
 
@@ -67,7 +67,8 @@ def distance(weights, others):
 @pytest.mark.parametrize("kind", ["supclr", "simclr", "simsiam", "sup"])
 def test_two_processes_are_one(site, kind):
     """sup_train.py runs under torchrun: its validation and test must count each clip once."""
-    args = (*EQUAL, "--lr=0.05", "--max_grad_norm=.inf", *(HEADS if kind != "sup" else ()))
+    # Layer norms in the heads, or an encoder that collapses, would make rounding 1000 times as large in these 20 steps.
+    args = (*EQUAL, "--lr=0.02", "--seed=2023", "--max_grad_norm=.inf", *(PLAIN_HEADS if kind != "sup" else ()))
     args += ("--sup_weight=1",) if kind == "supclr" else ()
     one, said_one = site.run_forks(kind, 1, "by 1", *args)
     two, said = (site.run if kind == "sup" else site.run_forks)(kind, 2, "by 2", *args)

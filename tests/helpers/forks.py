@@ -1,6 +1,7 @@
 """Run scripts in forks of this process, where all is imported already: for tests that kill or signal them."""
 
 import contextlib
+import gc
 import importlib
 import os
 import runpy
@@ -29,6 +30,7 @@ class Fork:
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            gc.freeze()  # the destructor of a TCPStore, say, would wait for a thread that a fork doesn't have
             self._run([str(REPO / script), *map(str, args)], cwd, prepare)
 
     def _run(self, argv, cwd, prepare):
