@@ -56,7 +56,8 @@ if __name__ == "__main__":
         random_weights = copy.deepcopy(run.hparams["modules"]["embedding_model"].state_dict())
         evaluation.check(encoders)
         run.open()  # once all input is checked, make or open the run folder
-        embed_together(evaluation, encoders, random_weights)  # under torchrun, whose other processes end here
+        embedded = embed_together(evaluation, encoders, random_weights)  # under torchrun, where all but one end here
         # Evaluate every saved encoder and, by the same protocol, one with random weights.
         results = evaluate_encoders(evaluation, encoders, random_weights)
+        results["n_embedded"] += embedded
         save_results(results, run, settings_of(encoders[0]), encoders)

@@ -43,18 +43,22 @@ def site(lab, tmp_path):
 def test_an_evaluation_embeds_in_two_processes_and_judges_in_one(site):
     """The embeddings and all that follows from them are those of one process, to the bit."""
     trained, _ = site.run_forks("simclr", 1, "trained", *EQUAL)
-    found = []
+    found, embedded = [], []
     for n in (1, 2):
         encoders = site.folder / f"encoders {n}"
         shutil.copytree(trained, encoders)
         args = (f"--ssl_checkpoints_dir={encoders}", "--linclf_train_type=seen", "--embedding_batch_size=4")
         folder, said = site.run("linclf", n, f"judged by {n}", *args)
         assert said.count("random weights, task 1") == 1 and "Traceback" not in said
-        vectors = {file.name: read_arrays(file, ("ids", "vectors")) for file in encoders.glob("embeddings/*.npz")}
-        by_id = {key: dict(zip(*arrays.values(), strict=True)) for key, arrays in vectors.items()}
+        by_id = {}
+        for file in encoders.glob("embeddings/*.npz"):
+            found_there = zip(*read_arrays(file, ("ids", "vectors")).values(), strict=True)
+            by_id.setdefault(file.name.split(".")[0], {}).update(found_there)
+        embedded.append(json.loads((folder / "metrics.json").read_text())["clips_embedded"])
         found.append((by_id, *((folder / name).read_bytes() for name in ("accuracy_table.csv", "predictions.csv"))))
     (one, *tables), (two, *others) = found
-    assert tables == others and one.keys() == two.keys() and len(one) == 3  # two encoders and the floor, no parts
+    assert tables == others and one.keys() == two.keys() and len(one) == 3  # two encoders and the floor
+    assert embedded == 2 * [sum(map(len, one.values()))]
     for key in one:
         assert one[key].keys() == two[key].keys()
         assert all(np.array_equal(one[key][clip], two[key][clip]) for clip in one[key])

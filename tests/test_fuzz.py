@@ -189,8 +189,9 @@ def test_embedding_cache(tmp_path, part, examples, caplog):
             np.savez(file, **content)
         else:
             file.write_bytes(content)
-        found = EmbeddingCache(str(tmp_path))._read(str(file), 3)
-        assert all(isinstance(key, str) and v.shape == (3,) and v.dtype == np.float32 for key, v in found.items())
+        ids, vectors = EmbeddingCache(str(tmp_path))._read(str(file), 3)
+        assert vectors.shape == (len(ids), 3) and vectors.dtype == np.float32 and all(isinstance(i, str) for i in ids)
+        found = dict(zip(ids, vectors, strict=True))
         assert part == "arrays" or all(np.array_equal(vector, known[key]) for key, vector in found.items())
 
 

@@ -31,6 +31,7 @@ from utils.run.hardware import keep_freed_memory
 logger = logging.getLogger(__name__)
 
 PART_SECONDS = 60  # of embedding that a kill can cost
+PART_BYTES = 2**26  # of vectors in a file
 
 
 class Embedder:
@@ -165,13 +166,13 @@ def _settings(module):
 
 
 class EmbeddingCache:
-    """A folder with one file of embeddings per encoder.
+    """A folder with the embeddings of encoders, in files that are named by the encoder's digest (`Embedder.key`).
 
-    A file is named by the encoder's digest (`Embedder.key`). Each vector has an id of the clip's path and content, so
-    that a changed clip is embedded again. The checksums of the archive (a zip) reveal damage.
+    Each vector has an id of the clip's path and content, so that a changed clip is embedded again. The checksums of a
+    file (a zip) reveal damage: its clips are embedded again, and the file is removed.
 
-    While clips are embedded, those of each `PART_SECONDS` are written to a file of their own, so that a kill or a power
-    cut costs no more than that. The next `get` for the encoder reads these parts, and joins them to its file.
+    While clips are embedded, those of each `PART_SECONDS` or `PART_BYTES` are written to a file of their own, which is
+    never changed. So a kill or a power cut costs no more than that, and memory holds the vectors once.
 
     Parameters
     ----------
@@ -197,29 +198,23 @@ class EmbeddingCache:
             [n, D] float32, in the order of `clips`.
         """
         clips = np.asarray(clips)
-        ids = store.ids[clips]
-        key = key or embedder.key()
-        parts = self._parts(key)
-        known = self.known(embedder, key, parts)
-        missing = self.missing(ids, known)
-        try:
-            if missing:
-                embedded = embedder.embed(store, clips[missing], what)
-                for place, vector in self._in_parts(key, embedded, ids[missing], parts):
-                    known[ids[missing[place]]] = vector
-        finally:  # also when stopped: the next start then embeds only the rest
-            if known and (missing or parts):
-                self._write(f"{key}.npz", known)
-                self._sweep(key, parts)
-        return np.stack([known[clip_id] for clip_id in ids])
+        ids, key = store.ids[clips], key or embedder.key()
+        row = {clip_id: place for place, clip_id in enumerate(dict.fromkeys(ids))}
+        rows, found = _Rows(len(row), embedder.dim), set()
+        for part, vectors in self._read_all(key, embedder.dim):
+            places = [place for place, clip_id in enumerate(part) if clip_id in row]
+            rows.put([row[part[place]] for place in places], vectors, places)
+            found.update(part[place] for place in places)
+        missing = self.missing(ids, found)
+        if missing:
+            embedded = embedder.embed(store, clips[missing], what)
+            for place, vector in self._in_parts(key, embedded, ids[missing]):
+                rows.put([row[ids[missing[place]]]], vector[None], [0])
+        return rows.vectors if len(row) == len(ids) else rows.vectors[[row[clip_id] for clip_id in ids]]
 
-    def known(self, embedder: Embedder, key: str, parts: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Read the embeddings of an encoder that are there, id -> vector [D]; `parts` are its part files, if known."""
-        known = {}
-        files = [os.path.join(folder, f"{key}.npz") for folder in filter(None, (self.fallback, self.folder))]
-        for file in [*files, *(self._parts(key) if parts is None else parts)]:
-            known.update(self._read(file, embedder.dim))
-        return known
+    def known(self, embedder: Embedder, key: str) -> set[str]:
+        """Return the ids of the clips whose embeddings are there."""
+        return {clip_id for part, _ in self._read_all(key, embedder.dim) for clip_id in part}
 
     @staticmethod
     def missing(ids: Sequence[str], known: Container[str]) -> list[int]:
@@ -229,50 +224,43 @@ class EmbeddingCache:
     def put_share(
         self, embedder: Embedder, store: Clips, clips: Sequence[int], what: str, key: str, share: tuple[int, int]
     ):
-        """Embed a share of the batches of `clips`, and write it in parts, for a later `get`."""
+        """Embed a share of the batches of `clips`, and write it, for a later `get`."""
         embedded = embedder.embed(store, clips, what, share)
-        for _ in self._in_parts(key, embedded, store.ids[np.asarray(clips)], [], whole=True):
+        for _ in self._in_parts(key, embedded, store.ids[np.asarray(clips)]):
             pass
 
-    def _parts(self, key):
-        """List the files with what a killed process, or another one now, has embedded."""
-        folders = filter(None, (self.fallback, self.folder))
-        return [
-            file for folder in folders for file in glob.glob(os.path.join(glob.escape(folder), f"{key}.part-*.npz"))
-        ]
+    def _read_all(self, key, dim):
+        """Yield ids and vectors of each file of an encoder. Remove what is damaged, and what a killed writer left."""
+        for folder in filter(None, (self.fallback, self.folder)):
+            pattern = os.path.join(glob.escape(folder), f"{key}.*npz")
+            for file in sorted(glob.glob(pattern)):
+                ids, vectors = self._read(file, dim)
+                if len(ids):
+                    yield ids, vectors
+                else:
+                    _remove(file)
+            for file in glob.glob(os.path.join(glob.escape(folder), f".{key}.*.tmp")):
+                with contextlib.suppress(OSError):
+                    if time.time() - os.path.getmtime(file) > 3600:
+                        os.unlink(file)
 
-    def _in_parts(self, key, embedded, ids, parts, whole=False):
-        """Pass on (place, vector) pairs, and write those of each `PART_SECONDS` to a file, whose path joins `parts`.
-
-        With `whole`, the rest is written too, also when stopped.
-        """
-        fresh, begun = {}, time.monotonic()
+    def _in_parts(self, key, embedded, ids):
+        """Pass on (place, vector) pairs, and write those of each part to a file; the last also when stopped."""
+        fresh, size, begun = {}, 0, time.monotonic()
         try:
             for place, vector in embedded:
                 fresh[ids[place]] = vector
+                size += vector.nbytes
                 yield place, vector
-                if time.monotonic() - begun > PART_SECONDS:
-                    parts.append(self._write_part(key, fresh))
-                    fresh, begun = {}, time.monotonic()
+                if time.monotonic() - begun > PART_SECONDS or size > PART_BYTES:
+                    self._write(f"{key}.{os.urandom(4).hex()}.npz", fresh)
+                    fresh, size, begun = {}, 0, time.monotonic()
         finally:
-            if whole and fresh:
-                self._write_part(key, fresh)
-
-    def _write_part(self, key, fresh):
-        return self._write(f"{key}.part-{os.urandom(4).hex()}.npz", fresh)
-
-    def _sweep(self, key, parts):
-        """Remove parts that were joined, and unfinished files of an hour ago or more, whose process was killed."""
-        left = glob.glob(os.path.join(glob.escape(self.folder), f".{key}.*.tmp"))
-        for file in (*parts, *left):
-            with contextlib.suppress(OSError):  # another process was first, or the folder can't be written
-                if file in parts or time.time() - os.path.getmtime(file) > 3600:
-                    os.unlink(file)
+            if fresh:
+                self._write(f"{key}.{os.urandom(4).hex()}.npz", fresh)
 
     def _read(self, path, dim=None):
-        """Read a file as id -> vector; empty, with a warning, if the file is damaged."""
-        if not os.path.isfile(path):
-            return {}
+        """Read a file's ids, a list, and vectors [n, D]; both empty, with a warning, if the file is damaged."""
         try:
             ids, vectors = read_arrays(path, ("ids", "vectors")).values()
             if ids.ndim != 1 or ids.dtype.kind != "U" or len(np.unique(ids)) < len(ids):
@@ -280,23 +268,40 @@ class EmbeddingCache:
             if vectors.dtype != np.float32 or vectors.shape != (len(ids), dim or vectors.shape[-1]):
                 raise DamagedArrays(f"{vectors.dtype} {list(vectors.shape)} for {len(ids)} vectors of {dim} features")
         except DamagedArrays as error:
-            logger.warning("%s is damaged (%s): its clips are embedded again.", path, error)
-            return {}
-        return dict(zip(ids.tolist(), vectors, strict=True))
+            if os.path.isfile(path):  # else another process has just removed it
+                logger.warning("%s is damaged (%s): its clips are embedded again.", path, error)
+            return [], np.zeros((0, dim or 0), np.float32)
+        return ids.tolist(), vectors
 
-    def _write(self, name, known):
-        """Write a file of embeddings; return its path."""
+    def _write(self, name, fresh):
+        """Write a file of embeddings, id -> [D]."""
 
         def content(file):
-            np.savez(file, ids=np.array(list(known)), vectors=np.stack(list(known.values())))
+            np.savez(file, ids=np.array(list(fresh)), vectors=np.stack(list(fresh.values())))
 
-        path = os.path.join(self.folder, name)
         try:
-            write_atomically(path, content)
+            write_atomically(os.path.join(self.folder, name), content)
         except OSError as error:
             if self.fallback is None:
                 raise
             logger.warning("Can't keep embeddings in %s (%s): they go to %s.", self.folder, error, self.fallback)
-            path = os.path.join(self.fallback, name)
-            write_atomically(path, content)
-        return path
+            write_atomically(os.path.join(self.fallback, name), content)
+
+
+class _Rows:
+    """Embeddings [n, D] that are filled part by part; D may be known with the first part alone."""
+
+    def __init__(self, n, dim):
+        self.n, self.vectors = n, None if dim is None else np.empty((n, dim), np.float32)
+
+    def put(self, rows, vectors, places):
+        """Copy the vectors at `places` to `rows`."""
+        if self.vectors is None:
+            self.vectors = np.empty((self.n, vectors.shape[1]), np.float32)
+        for row, place in zip(rows, places, strict=True):
+            self.vectors[row] = vectors[place]
+
+
+def _remove(file):
+    with contextlib.suppress(OSError):  # another process was first, or the folder can't be written
+        os.unlink(file)

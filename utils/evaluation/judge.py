@@ -5,9 +5,11 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 
 from datasets.selection import few_of_each_class, get_protocol
 from utils.evaluation.embeddings import cache_beside, make_embedder
@@ -115,6 +117,16 @@ class Evaluation:
                 if split.empty:
                     raise InputError(f"Task {t} has no {name} clips for linclf_train_type={kind}.")
             load_encoder(folder, self.hparams["modules"])
+
+    def load(self, folder: str | None, random_weights: Mapping[str, torch.Tensor] | None = None):
+        """Load a saved encoder with its front end, or without a folder `random_weights` with the untrained one."""
+        modules = self.hparams["modules"]
+        if folder is not None:
+            load_encoder(folder, modules)
+            return
+        modules["embedding_model"].load_state_dict(random_weights)
+        for name, state in self.untrained_front_end.items():
+            modules[name].load_state_dict(state)
 
     def rows(self, t):
         """Return the clips of stage `t`: {"train": rows, "valid": rows, "test": rows}.
@@ -273,17 +285,14 @@ def evaluate_encoders(evaluation, folders, random_weights):
     if not evaluation.every_task and len(folders) < data.n_tasks:
         logger.warning("Only %d of %d tasks have an encoder: has its training ended?", len(folders), data.n_tasks)
     embedder, cache = make_embedder(hparams, run.options), cache_beside(folders[0], run.folder)
-    encoder = hparams["modules"]["embedding_model"]
     results = {"trained": [], "floor": []}
     with training_costs(run.folder, embedder.device) as save_costs:
         for t, folder in enumerate(folders):
-            load_encoder(folder, hparams["modules"])
+            evaluation.load(folder)
             path = os.path.join(run.save_folder, f"task{t}.json")
             results["trained"].append(evaluation.judge(t, embedder, cache, path, f"encoder of task {t}"))
             save_costs()
-        encoder.load_state_dict(random_weights)
-        for name, state in evaluation.untrained_front_end.items():
-            hparams["modules"][name].load_state_dict(state)
+        evaluation.load(None, random_weights)
         floor_key = embedder.key()
         for t in range(len(folders)):
             if t > 0 and evaluation.every_task:  # nothing depends on t

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from utils.evaluation.embeddings import cache_beside, make_embedder
-from utils.evaluation.saved import load_encoder
 from utils.run.processes import go_on_alone, launched, rank, share_weights, wait_for_all, world_size
 
 
@@ -22,13 +21,20 @@ def embed_together(evaluation, folders, random_weights):
         The encoders' task folders, in order.
     random_weights : dict of str to torch.Tensor
         State of the untrained encoder; that of rank 0 afterwards.
+
+    Returns
+    -------
+    int
+        How many clips all processes have embedded.
     """
     if not launched():
-        return
+        return 0
+    n_embedded = 0
     if not evaluation.needs_audio:
         share_weights(_Tensors(random_weights))
-        _embed_shares(evaluation, folders, random_weights)
+        n_embedded = _embed_shares(evaluation, folders, random_weights)
     go_on_alone()
+    return n_embedded
 
 
 def _embed_shares(evaluation, folders, random_weights):
@@ -38,9 +44,9 @@ def _embed_shares(evaluation, folders, random_weights):
     stages = [(folder, [t]) for t, folder in enumerate(folders)] + [(None, range(last))]
     plan = []
     for folder, tasks in stages:
-        _load(evaluation, folder, random_weights)
+        evaluation.load(folder, random_weights)
         key = embedder.key()
-        known, groups = set(cache.known(embedder, key)), []
+        known, groups = cache.known(embedder, key), []
         for t in tasks:  # as one after the other in a single process, where a later one finds what an earlier embedded
             clips = np.concatenate([split["clip"].to_numpy() for split in evaluation.rows(t).values()])
             groups.append(clips[cache.missing(evaluation.data.store.ids[clips], known)])
@@ -48,21 +54,11 @@ def _embed_shares(evaluation, folders, random_weights):
         plan.append((folder, key, groups))
     wait_for_all("embeddings to make")  # nobody has written any yet: all have made the same plan
     for folder, key, groups in plan:
-        _load(evaluation, folder, random_weights)
+        evaluation.load(folder, random_weights)
         for clips in groups:
             what = "random weights" if folder is None else folder
             cache.put_share(embedder, evaluation.data.store, clips, what, key, (rank(), world_size()))
-
-
-def _load(evaluation, folder, random_weights):
-    """Load an encoder that was saved, or with `folder` None the untrained one."""
-    modules = evaluation.run.hparams["modules"]
-    if folder is not None:
-        load_encoder(folder, modules)
-        return
-    modules["embedding_model"].load_state_dict(random_weights)
-    for name, state in evaluation.untrained_front_end.items():
-        modules[name].load_state_dict(state)
+    return sum(len(clips) for _, _, groups in plan for clips in groups)
 
 
 class _Tensors(torch.nn.Module):
