@@ -123,8 +123,9 @@ def check_embeddings(lab, run):
         Embedder({part: modules[part] for part in PARTS})
         for modules in (judged_by(lab, run.folder).hparams["modules"], run.hparams["modules"])
     )
-    assert {path.stem for path in Path(run.folder, "embeddings").iterdir()} == {untrained.key(), embedder.key()}
-    with np.load(f"{run.folder}/embeddings/{embedder.key()}.npz") as kept:
+    files = {path.name.split(".")[0]: path for path in Path(run.folder, "embeddings").iterdir()}
+    assert files.keys() == {untrained.key(), embedder.key()}
+    with np.load(files[embedder.key()]) as kept:
         vectors = dict(zip(kept["ids"].tolist(), kept["vectors"], strict=True))
     rate = f"--sample_rate={run.hparams['sample_rate']}"
     data = lab.load(JUDGE, "--ssl_checkpoints_dir=unused", rate)[2]

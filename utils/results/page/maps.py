@@ -109,18 +109,22 @@ def _keys(run):
 
 def _vectors(run, key, paths):
     """Read an encoder's embeddings of the clips that it has embedded: their places in `paths`, and [m, D]."""
-    beside = run.folder / run.encoder_run
-    files = [folder / "embeddings" / f"{key}.npz" for folder in (beside, run.folder)]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+    beside, found = run.folder / run.encoder_run, {}
+    files = [file for folder in (beside, run.folder) for file in sorted((folder / "embeddings").glob(f"{key}.*npz"))]
+    if not files:
         raise NoMap(f"No map: the embeddings of {beside.name} are gone. linclf_train.py makes them again.")
+    for file in files:
+        try:
+            ids, kept = read_arrays(file, ["ids"])["ids"], map_array(file, "vectors")
+            places = {path_of(str(clip_id)): row for row, clip_id in enumerate(ids)}
+            found.update({path: np.array(kept[places[path]], dtype=float) for path in paths if path in places})
+        except (DamagedArrays, IndexError, TypeError, ValueError) as error:
+            raise NoMap(f"No map: {file.name} is damaged ({reason(error)}).") from None
+    places = [place for place, path in enumerate(paths) if path in found]
     try:
-        ids = read_arrays(file, ["ids"])["ids"]
-        rows = {path_of(str(clip_id)): row for row, clip_id in enumerate(ids)}
-        places = [place for place, path in enumerate(paths) if path in rows]
-        vectors = np.array(map_array(file, "vectors")[[rows[paths[place]] for place in places]], dtype=float)
-    except (DamagedArrays, IndexError, TypeError) as error:
-        raise NoMap(f"No map: {file.name} is damaged ({reason(error)}).") from None
+        vectors = np.array([found[paths[place]] for place in places])
+    except ValueError:
+        raise NoMap(f"No map: the embeddings of {beside.name} differ in their number of features.") from None
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-        raise NoMap(f"No map: {file.name} has no finite embeddings of the test clips.")
+        raise NoMap(f"No map: {beside.name} has no finite embeddings of the test clips.")
     return places, vectors
