@@ -9,6 +9,7 @@ from helpers.lab import REPO
 from utils.benchmark import __main__ as command
 from utils.benchmark import step
 from utils.benchmark.bench import Bench, Sizes
+from utils.benchmark.probes import measure_probe
 from utils.io.errors import InputError
 
 
@@ -61,3 +62,13 @@ def test_a_clock_adds_up_what_is_named(monkeypatch, skip):
     for name in (None, "work", skip, "work"):
         clock.lap(name)
     assert clock.seconds == {"work": 7.0, **({"between": 1.0} if skip else {})}
+
+
+def test_probes_are_measured_on_embeddings_that_they_can_tell_apart(bench):
+    yaml, arguments = REPO / "hparams/vgg/linclf_train.yaml", ("--knn_k=20",)
+    bench = Bench(**{**vars(bench), "yaml": yaml, "arguments": arguments, "sizes": Sizes(embeddings=2000)})
+    for name in ("knn", "ncm"):
+        found = measure_probe(bench, name)
+        assert found[f"{name}: test accuracy (%)"] > 5 * 100 / 308
+        assert found[f"{name}: memory of the embeddings (MB)"] == pytest.approx(2000 * 2048 * 4 / 1e6)
+        assert found[f"{name}: peak memory of the process (MB)"] > found[f"{name}: memory of the embeddings (MB)"]

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,12 +44,13 @@ class Sizes:
     ceiling_seconds: float = 0.3  # for each operation
     ceiling_products: tuple = (1024, 2048, 4096)  # rows and columns of square matrices
     ceiling_batch: int = 32  # of the convolutions
+    embeddings: int = 189_000  # for the probes
 
 
 QUICK = Sizes(
     clips=100, items=50, steps=1, warm_up=1, saved_epochs=2, levers=1, starts=1, encoders=2, probe_epochs=2,
     protocols=("full",), clip_factors=(), tasks=(2,), ceiling_seconds=0.0, ceiling_products=(256,),
-    ceiling_batch=1,
+    ceiling_batch=1, embeddings=2000,
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ class Bench:
     train_duration: float
     n_clips: int
     n_tasks: int = 1
+    places: ClassVar = ("--data_folder=.", "--ssl_checkpoints_dir=.")  # for a YAML that is read and not run
 
     @property
     def script(self):
