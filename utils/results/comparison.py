@@ -57,6 +57,20 @@ class Cell(NamedTuple):
     floor_interval: Interval | None = None
     difference: Difference | None = None  # from the baseline; None for the baseline itself and for a cost
 
+    @classmethod
+    def of(cls, values: dict[int | str, float], floors: dict[int | str, float], **intervals) -> "Cell":
+        """Make a cell of the values that are known, by seed, and the mean of the floors of these seeds."""
+        known = {seed: value for seed, value in values.items() if math.isfinite(value)}
+        floors = [floor for seed, floor in floors.items() if seed in known and math.isfinite(floor)]
+        return cls(
+            seeds=list(known),
+            values=list(known.values()),
+            mean=statistics.fmean(known.values()) if known else math.nan,
+            std=statistics.stdev(known.values()) if len(known) > 1 else math.nan,
+            floor=statistics.fmean(floors) if floors else math.nan,
+            **intervals,
+        )
+
 
 Groups = dict[Group, dict[Column, Cell]]
 
@@ -157,16 +171,7 @@ def _cell(runs, column, base, bootstrap):
             [(name, getattr(run, of)[column.metric]) for name, run in used] for of in ("metrics", "floor")
         )
         intervals = _intervals([run for _, run in used], column, base, bootstrap)
-    values = {seed: value for seed, value in sorted(values) if math.isfinite(value)}
-    floors = [floor for seed, floor in floors if seed in values and math.isfinite(floor)]
-    return Cell(
-        seeds=list(values),
-        values=list(values.values()),
-        mean=statistics.fmean(values.values()) if values else math.nan,
-        std=statistics.stdev(values.values()) if len(values) > 1 else math.nan,
-        floor=statistics.fmean(floors) if floors else math.nan,
-        **intervals,
-    )
+    return Cell.of(dict(sorted(values)), dict(floors), **intervals)
 
 
 def _intervals(runs, column, base, bootstrap):

@@ -1,7 +1,6 @@
 """What the last encoders remember of earlier tasks beyond accuracy, by method: see utils/evaluation/remembered.py."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,16 +34,8 @@ def remembered(runs: Sequence[Judged]) -> Groups:
 
 def _cell(runs, metric):
     values = {seed: _last(run.remembered, metric) for seed, run in runs.items()}
-    values = {seed: value for seed, value in values.items() if math.isfinite(value)}
-    floors = [_mean(runs[seed].remembered.get("knn_floor", ())) for seed in values] if metric == "knn" else []
-    floors = [floor for floor in floors if math.isfinite(floor)]
-    return Cell(
-        seeds=list(values),
-        values=list(values.values()),
-        mean=statistics.fmean(values.values()) if values else math.nan,
-        std=statistics.stdev(values.values()) if len(values) > 1 else math.nan,
-        floor=statistics.fmean(floors) if floors else math.nan,
-    )
+    floors = {seed: _mean(run.remembered.get("knn_floor", ())) for seed, run in runs.items() if metric == "knn"}
+    return Cell.of(values, floors)
 
 
 def _last(measures, metric):
