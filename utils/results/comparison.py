@@ -45,6 +45,9 @@ class Column(NamedTuple):
         return (run.protocol, run.probe, run.few_shot) == (self.protocol, self.probe, self.few_shot)
 
 
+Pairs = Iterable[tuple[int | str, float]]
+
+
 class Cell(NamedTuple):
     """A group's values in one column, in fractions, seconds or bytes; NaN where nothing is known."""
 
@@ -58,10 +61,10 @@ class Cell(NamedTuple):
     difference: Difference | None = None  # from the baseline; None for the baseline itself and for a cost
 
     @classmethod
-    def of(cls, values: dict[int | str, float], floors: dict[int | str, float], **intervals) -> "Cell":
-        """Make a cell of the values that are known, by seed, and the mean of the floors of these seeds."""
-        known = {seed: value for seed, value in values.items() if math.isfinite(value)}
-        floors = [floor for seed, floor in floors.items() if seed in known and math.isfinite(floor)]
+    def of(cls, values: Pairs, floors: Pairs, **intervals) -> "Cell":
+        """Make a cell of (seed, value) pairs, those that are known, and the mean of the floors of these seeds."""
+        known = {seed: value for seed, value in values if math.isfinite(value)}
+        floors = [floor for seed, floor in floors if seed in known and math.isfinite(floor)]
         return cls(
             seeds=list(known),
             values=list(known.values()),
@@ -171,7 +174,7 @@ def _cell(runs, column, base, bootstrap):
             [(name, getattr(run, of)[column.metric]) for name, run in used] for of in ("metrics", "floor")
         )
         intervals = _intervals([run for _, run in used], column, base, bootstrap)
-    return Cell.of(dict(sorted(values)), dict(floors), **intervals)
+    return Cell.of(sorted(values), floors, **intervals)
 
 
 def _intervals(runs, column, base, bootstrap):

@@ -33,8 +33,8 @@ def remembered(runs: Sequence[Judged]) -> Groups:
 
 
 def _cell(runs, metric):
-    values = {seed: _last(run.remembered, metric) for seed, run in runs.items()}
-    floors = {seed: _mean(run.remembered.get("knn_floor", ())) for seed, run in runs.items() if metric == "knn"}
+    values = [(seed, _last(run.remembered, metric)) for seed, run in runs.items()]
+    floors = [(seed, _mean(run.remembered.get("knn_floor", ()))) for seed, run in runs.items() if metric == "knn"]
     return Cell.of(values, floors)
 
 
