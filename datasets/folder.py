@@ -79,13 +79,14 @@ def load(
     asked = _named(task_classes)
     classes = _in_order(clips, asked)
     if clips["split"].eq("").any():
-        clips = _split(clips, valid_share, test_share, split_seed)
+        clips = _split(clips, valid_share, test_share, split_seed).assign(drawn=True)
         clips = _without_few(clips, {dict(enumerate(classes)).get(member, member) for member in asked})
         there = set(classes if asked else clips["class_name"])
         classes = [name for name in classes if name in there]
     clips = _cut(clips, data_folder, segment_seconds)
-    optional = ["task"] * ("task" in clips) + ["labelled"] * (not clips["labelled"].all())
-    return Table(clips[["wav_path", "class_name", "split", "group", *optional]], classes, SOURCE)
+    columns = ["wav_path", "class_name", "split", "group"] + [c for c in ("task", "drawn") if c in clips]
+    columns += ["labelled"] * (not clips["labelled"].all())
+    return Table(clips[columns], classes, SOURCE)
 
 
 # The layouts: a table of path, class_name, split, start, stop, group and, where it is known, task
@@ -156,6 +157,9 @@ def _from_csv(folder):
     """Read clips.csv."""
     meta = read_metadata(folder, CSV, ("path",), hint="", plain=False)
     file = os.path.join(folder, CSV)
+    for column in meta:
+        if (name := column.lower()) in (*OPTIONAL, "task") and name not in meta:
+            raise InputError(f"{file} has a column {column}: write {name}, in small letters.")
     meta = meta.assign(**{column: "" for column in OPTIONAL if column not in meta})
     for column in ("class", "split", "group", *(["task"] if "task" in meta else [])):
         refuse(file, meta, meta[column].str.contains(CONTROL), f"a {column} with a control character")

@@ -101,6 +101,7 @@ def prepare(
     cut_audio: str = "refuse",
     numbers: Iterable[Mapping[str, int]] = (),
     tasks_before: Iterable[Sequence[Sequence[str]]] = (),
+    clips_before: Sequence[pd.DataFrame] = (),
     needs_labels: bool = False,
 ) -> Data:
     """Read the metadata, check every clip, and open or build the audio store.
@@ -123,6 +124,9 @@ def prepare(
         Labels that classes have in earlier records, and keep: see `datasets.tasks.keep_numbers`.
     tasks_before
         Tasks that earlier runs have drawn: see `datasets.tasks.resolve_tasks`.
+    clips_before
+        Tables of clips, `wav_path` and `split`, of earlier records. Where the data set draws splits, a group that is in
+        one of them keeps its split.
     needs_labels
         Leave out the clips that have no class.
 
@@ -133,7 +137,7 @@ def prepare(
     """
     table = read_dataset(dataset, data_folder)
     rows, classes, source = _labelled(table, data_folder) if needs_labels and "labelled" in table.rows else table
-    rows, classes = rows.reset_index(drop=True), keep_numbers(classes, numbers)
+    rows, classes = _keep_splits(rows.reset_index(drop=True), clips_before), keep_numbers(classes, numbers)
     rows["clip"], paths = pd.factorize(rows["wav_path"])  # a file in two splits is one clip of the store
     tasks = resolve_tasks(rows, classes, task_classes, tasks_before)
     assigned = assign_tasks(rows, classes, tasks)
@@ -141,6 +145,17 @@ def prepare(
     store = open_store(data_folder, list(paths), sample_rate, store_folder, source.lower(), **how)
     bad = assigned["wav_path"].isin(list(store.bad))
     return Data(assigned[~bad].reset_index(drop=True), classes, store, tasks, source)
+
+
+def _keep_splits(rows, clips_before):
+    """Give groups whose split is drawn that of earlier records, of the first of several."""
+    if "drawn" not in rows:
+        return rows
+    before = {}
+    for table in reversed(clips_before):
+        before |= dict(zip(table["wav_path"], table["split"], strict=True))
+    known = rows["wav_path"].map(before).groupby(rows["group"]).transform("first")  # that is there
+    return rows.assign(split=known.where(known.notna(), rows["split"])).drop(columns="drawn")
 
 
 def _labelled(table, data_folder):

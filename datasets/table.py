@@ -27,7 +27,8 @@ class Table(NamedTuple):
     """The clips of a data set."""
 
     # One row per clip and split: `wav_path` below the data folder, `class_name`, `split`. Also `task`, from 0 up, where
-    # the data set has tasks of its own, and `labelled` where some clips have no class, but a name that stands for one.
+    # the data set has tasks of its own, `labelled` where some clips have no class, but a name that stands for one, and
+    # `drawn` where `load` has drawn the splits, by the column `group`.
     rows: pd.DataFrame
     classes: list[str]  # all class names; a class's place is its label
     source: str  # name of the data set
@@ -193,8 +194,9 @@ def refuse(path: str | os.PathLike, meta: pd.DataFrame, bad: pd.Series, what: st
     """
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        line, cells = meta.index[row] + 1 + header, _cut(list(map(str, meta.iloc[row])))
-        raise InputError(f"{path}, line {line}: {what} ({int(bad.sum())} such rows): {cells}")
+        line, cells = meta.index[row] + 1 + header, _cut([str(cell) for cell in meta.iloc[row] if str(cell)])
+        more = f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+        raise InputError(f"{path}, line {line}: {what}{more}: {cells}. Correct it there, or delete the line.")
 
 
 def is_clutter(name: str) -> bool:
@@ -274,6 +276,9 @@ def fold_split(folds: pd.Series, known: Collection[int], source: str, **splits: 
     if not folds.isin(known).all():
         fold = folds[~folds.isin(known)].iloc[0]
         raise InputError(f"{source} has no fold {fold}: is the metadata the published one?")
+    if not folds.isin(list(of)).any():
+        there = ", ".join(map(str, sorted(folds.unique())))
+        raise InputError(f"No clip is in the folds of {', '.join(splits)}: the clips there are in the folds {there}.")
     return folds.map(of).map({"training_folds": "train", "valid_folds": "valid", "test_folds": "test"})
 
 

@@ -367,6 +367,23 @@ def test_recordings_without_a_class_have_the_tasks_of_their_column(lab, unlabell
     assert "left out" not in said
 
 
+def test_a_recording_keeps_its_split_when_another_class_is_found_in_it(lab, tmp_path):
+    """The new class has fewer recordings, so by itself it would draw first."""
+    sounds, columns = tmp_path / "sounds", "path,class,start,stop"
+    for k in range(8):
+        tone(sounds / f"{k}.wav", seconds=0.6, seed=k)
+    first = [f"{k}.wav,dog,0,0.3" for k in range(8)]
+    write_csv(sounds, columns, *first)
+    args = ("--n_tasks=1", "--batch_size=2")
+    run, _ = lab.train(tmp_path / "runs", *args, data=sounds, yaml="folder")
+    before = pd.read_csv(run / "save/clips.csv.gz").set_index("wav_path")["split"]
+    write_csv(sounds, columns, *first, *(f"{k}.wav,siren,0.3,0.6" for k in range(4, 8)))
+    lab.train(tmp_path / "runs", *args, data=sounds, yaml="folder")
+    now = pd.read_csv(run / "save/clips.csv.gz").set_index("wav_path")["split"]
+    assert len(now) == 12 and (now[before.index] == before).all() and (run / "save/task1").is_dir()
+    assert now.groupby(now.index.str.split(":").str[0].str.split("#").str[0]).nunique().max() == 1
+
+
 def test_recordings_without_a_class_that_join_are_the_next_task(lab, unlabelled, tmp_path):
     """Task 0 were all files of the folder; a clips.csv adds others."""
     place = shutil.copytree(unlabelled, tmp_path / "data")
@@ -435,8 +452,12 @@ BAD = {  # test_bad_input.py has more
     "absolute": ("path\n/etc/a.wav", "line 2: a path that leaves the data folder"),
     "part twice": ("path,start,stop\na.wav,1,2\na.wav,1.0,2", "line 3: a clip that an earlier line has"),
     "no length": ("path,stop\na.wav,0", "line 2: a stop that isn't after its start"),
-    "no number": ("path,start\na.wav,1:30", "line 2: a start that is no number of seconds"),
+    "no number": (
+        "path,start\na.wav,1:30",
+        "line 2: a start that is no number of seconds: ['a.wav', '1:30']. Correct it there, or delete the line.",
+    ),
     "part": ('path\n"a.wav#t=1,2"', "line 2: a path that names a part", "columns start and stop"),
+    "capital": ("path,Class\na.wav,x", "has a column Class: write class, in small letters"),
     "no path": ("file,class\na.wav,x", "lacks the columns path; it has file, class"),
     "separator": ("path;class\na.wav;x", "Its columns are separated by semicolons"),
     "empty": ("path,class", "has no rows"),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from datasets import esc50, us8k
+from datasets.table import fold_split
 from helpers.docs import blocks
 from supclr_train import SupCLR
 from utils.io.errors import InputError
@@ -47,6 +48,11 @@ def test_folds_that_cannot_be_are_one_line(lab, tmp_path, folds, said):
     with pytest.raises(InputError, match=said) as error:
         lab.start_run(SupCLR, "us8k/supclr_train.yaml", f"--output_base={tmp_path}", *folds)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_folds_without_any_clip_are_named_with_those_that_have_some():
+    with pytest.raises(InputError, match=r"No clip is in the folds .*: the clips there are in the folds 1, 3\."):
+        fold_split(pd.Series([3, 1, 3]), range(1, 11), "UrbanSound8K", training_folds=[2], valid_folds=5, test_folds=[6])
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from helpers.checks import assert_same_bits, read_evaluation, weights_of
 from helpers.desk import Desk, assert_refused, tree, write_sounds
 from supclr_train import SupCLR
 from utils.run.signals import Stopped
+from utils.training.checkpoints import is_finished
 
 TWO, THREE = "--task_classes=[[0],[1]]", "--task_classes=[[0],[1],[2,3]]"
 EWC = ("--strategy=ewc", "--sup_weight=1", "--emb_norm_type=ln")  # its state, and a classifier, go from task to task
@@ -389,3 +390,12 @@ def test_der_goes_on_from_der(own):
     own.train(THREE, *der, name="der")
     own.done(branch_args(own, *der, start="der+seed_2022:1"))
     assert_same_bits(own.run_of("branch"), own.run_of("der"), 2)
+
+
+def test_the_other_run_of_an_output_base_is_found_again(own):
+    """The branch is in the base that it names, so that from its second start on there are two."""
+    args = own.train_args(THREE, *EWC, "--experiment_name=branch", "--start_from=runs")
+    own.done(args)
+    before = tree(own.run_of("branch") / "save")
+    own.done(args)
+    assert tree(own.run_of("branch") / "save") == before and is_finished(own.run_of("branch") / "save/task2")

@@ -46,7 +46,7 @@ class Sounds(Dataset):
 
 
 class Crops(Dataset):
-    """Random crops of `Sounds`, by (seed, epoch, clip), in whole batches.
+    """Random crops of `Sounds`, by (seed, epoch, place), in whole batches.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Crops(Dataset):
         store, wavs = self.sounds.store, []
         for epoch, place in keys:
             clip = int(self.sounds.clips[place])
-            rng = np.random.default_rng([self.seed, epoch, clip])
+            rng = np.random.default_rng([self.seed, epoch, place])
             wav = store.read(clip, *random_crop(int(store.lengths[clip]), self.samples, rng))
             wavs.append(torch.from_numpy(np.array(wav)))
         return *batch_pad_right(wavs), self.sounds.labels[[place for _, place in keys]]

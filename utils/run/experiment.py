@@ -18,7 +18,7 @@ from utils.run.config import effective_option, load_config
 from utils.run.folder import check_run_folder, open_run_folder, run_settings
 from utils.run.keys import keys_for
 from utils.run.processes import join_processes, main_first, main_only
-from utils.run.record import check_data, class_numbers, save_record, tasks_of
+from utils.run.record import check_data, class_numbers, list_of_clips, save_record, tasks_of
 from utils.run.yaml_text import read_text
 
 LOG_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "log_config.yaml")
@@ -32,8 +32,8 @@ def read_data(
 ) -> Data:
     """Prepare the data set of a configuration; `load` takes the keys that it names, such as the folds of each split.
 
-    Classes keep the numbers that they have in the runs of `save_folders`. `tasks_before` and `needs_labels` are those
-    of `datasets.prepare.prepare`.
+    Classes keep the numbers, and groups the drawn splits, that they have in the runs of `save_folders`.
+    `tasks_before` and `needs_labels` are those of `datasets.prepare.prepare`.
 
     Raises
     ------
@@ -43,8 +43,10 @@ def read_data(
     given = {key: hparams[key] for key in DATA_KEYS if key in hparams}
     load = hparams["dataset"]
     given["dataset"] = functools.partial(load, **keys_for(load, hparams, ("data_folder",)))
-    numbers = [numbers for folder in save_folders for numbers in class_numbers(folder)]
-    return prepare(**given, numbers=numbers, tasks_before=tasks_before, needs_labels=needs_labels)
+    lists = [list_of_clips(folder) for folder in save_folders]
+    numbers = [found for pair in zip(save_folders, lists, strict=True) for found in class_numbers(*pair)]
+    before = {"tasks_before": tasks_before, "clips_before": [table for table in lists if table is not None]}
+    return prepare(**given, numbers=numbers, needs_labels=needs_labels, **before)
 
 
 class Run:

@@ -30,17 +30,11 @@ CLIPS = "clips.csv.gz"  # in the save folder: the clips that the run was last st
 PACKAGES = ("torch", "torchaudio", "speechbrain", "numpy", "soundfile", "soxr", "torchmetrics", "HyperPyYAML")
 
 
-def class_numbers(save_folder) -> list[dict[str, int]]:
-    """Read the labels of a run's classes, name -> label: of all, and of those that it has clips of.
+def class_numbers(save_folder, table) -> list[dict[str, int]]:
+    """Read the labels of a run's classes, name -> label: of all, and of those in its list of clips, which may be None.
 
     Two, as a class that is gone without ever having had a task changes nothing.
-
-    Raises
-    ------
-    InputError
-        The list is damaged.
     """
-    table = list_of_clips(save_folder)
     used = {} if table is None else dict(zip(table["class_name"], map(int, table["label"]), strict=True))
     every = _last_start(os.path.dirname(save_folder)).get("classes", [])
     return [{name: label for label, name in enumerate(every)}, used]

@@ -10,7 +10,7 @@ from utils.run.folder import read_settings
 from utils.run.yaml_text import plain_keys
 
 
-def find_save(path: str, key: str = "ssl_checkpoints_dir") -> str:
+def find_save(path: str, key: str = "ssl_checkpoints_dir", own: str | None = None) -> str:
     """Find the ``save`` folder of an encoder's run, as an absolute path.
 
     Parameters
@@ -19,6 +19,8 @@ def find_save(path: str, key: str = "ssl_checkpoints_dir") -> str:
         A ``save`` folder, a run folder, or an output base with one run in it, with or without ``/save`` at its end.
     key : str
         The YAML's key that has the path; the errors name it.
+    own : str, optional
+        The save folder of the run that asks: an output base may hold it too.
 
     Raises
     ------
@@ -32,6 +34,8 @@ def find_save(path: str, key: str = "ssl_checkpoints_dir") -> str:
             return os.path.abspath(save)
     names = sorted(os.listdir(base or ".")) if os.path.isdir(base or ".") else []
     runs = [n for n in names if os.path.isdir(os.path.join(base, n, "save", "task0"))]
+    if len(runs) > 1 and own is not None:
+        runs = [n for n in runs if os.path.realpath(os.path.join(base, n, "save")) != os.path.realpath(own)]
     if len(runs) == 1:
         return os.path.abspath(os.path.join(base, runs[0], "save"))
     if runs:

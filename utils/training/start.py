@@ -107,7 +107,7 @@ def find_start(hparams: dict, settings: dict[str, str]) -> Start | None:
     if is_export(path):
         exported = read_export(path)
         return Start("", exported.config["task"], state_digest(exported), export=exported)
-    save = find_save(path, "start_from")
+    save = find_save(path, "start_from", hparams["save_folder"])
     if os.path.realpath(save) == os.path.realpath(hparams["save_folder"]):
         raise InputError(f"start_from={given} is this run itself: set another experiment_name.")
     known, finished = _recorded(hparams), 0
