@@ -52,7 +52,7 @@ def test_folds_that_cannot_be_are_one_line(lab, tmp_path, folds, said):
 
 def test_folds_without_any_clip_are_named_with_those_that_have_some():
     with pytest.raises(InputError, match=r"No clip is in the folds .*: the clips there are in the folds 1, 3\."):
-        fold_split(pd.Series([3, 1, 3]), range(1, 11), "UrbanSound8K", training_folds=[2], valid_folds=5, test_folds=[6])
+        fold_split(pd.Series([3, 1, 3]), range(1, 11), "X", training_folds=[2], valid_folds=5, test_folds=[6])
 
 
 @pytest.fixture(scope="module")
