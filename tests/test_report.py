@@ -466,6 +466,18 @@ def test_training_curve_takes_a_file_or_a_table(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_many_columns_go_on_in_further_lines(tmp_path):
+    """Of 20 columns, 5 in a line."""
+    cells = {f"{k}, %": ([0.5], 0.2) for k in range(20)}
+    few, many = (
+        plot_report({"demo": {"a": {name: cells[name] for name in list(cells)[:n]}}}, tmp_path / f"{n}.png")
+        for n in (5, 20)
+    )
+    assert png_size(many)[0] == png_size(few)[0] and png_size(many)[1] > 2 * png_size(few)[1]
+    rows = (has_colour(many, FLOOR["color"]).mean(axis=1) > 0.004).astype(int)  # of pixels
+    assert np.count_nonzero(np.diff(rows) == 1) == 4 + 1  # and the legend
+
+
 def test_report_figure_grows_with_its_panels(tmp_path):
     panel = {"a": {"LEP, %": ([80, 90], 50)}, "b": {"LEP, %": ([], 40), "Training, s": ([3], NAN)}}
     one, three = (plot_report(dict.fromkeys("abc"[:n], panel), tmp_path / f"{n}.png") for n in (1, 3))

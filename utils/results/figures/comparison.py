@@ -1,5 +1,6 @@
 """The report's figures: methods compared, with floor and ceiling; their differences from a baseline."""
 
+import math
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from utils.results.figures.canvas import COLOURS, FLOOR_LABEL, make_figure, save, tidy
 
+ACROSS = 6  # columns in a line
 METHOD = {"color": COLOURS[0]}
 CEILING = {"color": COLOURS[2], "linestyle": "--", "linewidth": 1.4}
 INTERVAL = {"linewidth": 5, "alpha": 0.3, "solid_capstyle": "butt"}
@@ -36,22 +38,22 @@ def plot_report(
         Methods that the others are measured against: their mean is drawn as a line through the whole panel.
     title : str
     """
-    figure, columns, grid = _make_grid(panels, least=4.6, column=1.6, rest=1.4)
-    for row, (name, panel) in zip(grid, panels.items(), strict=True):
-        for axes, column in zip(row, columns, strict=True):
-            _draw_panel(axes, {method: cells.get(column, ((), np.nan)) for method, cells in panel.items()}, ceilings)
-        row[0].set_yticks(range(len(panel)), [textwrap.fill(method, 30) for method in panel], fontsize=9)
-        row[0].set_title(name, loc="left", fontsize=10, fontweight="bold")
+    figure, lines = _make_grid(panels, least=4.6, column=1.6, rest=1.4)
     floors = {name for panel in panels.values() for m in panel.values() for name in m if np.isfinite(m[name][1])}
-    for axes, column in zip(grid[-1], columns, strict=True):
-        axes.set_xlabel(textwrap.fill(column, 18))
-        if column not in floors:
-            _begin_at_zero(axes)
+    for columns, grid in lines:
+        for row, (name, panel) in zip(grid, panels.items(), strict=True):
+            for axes, column in zip(row, columns, strict=True):
+                cells_of = {method: cells.get(column, ((), np.nan)) for method, cells in panel.items()}
+                _draw_panel(axes, cells_of, ceilings)
+            _name_rows(row, name, panel)
+        for axes, column in zip(grid[-1], columns, strict=True):
+            if column not in floors:
+                _begin_at_zero(axes)
     figure.suptitle(title, fontsize=12)
     has_ceiling = any(method in ceilings for panel in panels.values() for method in panel)
     drawn = [cell for panel in panels.values() for cells in panel.values() for cell in cells.values()]
     has_interval = any(interval for cell in drawn for interval in cell[2:])
-    handles, n = _legend_handles(has_ceiling, has_interval), 5 if len(columns) > 2 else 2
+    handles, n = _legend_handles(has_ceiling, has_interval), 5 if len(lines[0][0]) > 2 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return save(figure, path)
 
@@ -101,18 +103,42 @@ def _legend_handles(has_ceiling, has_interval):
 
 
 def _make_grid(panels, least, column, rest):
-    """Make a figure with a row of axes for each panel and one in it for each column; sizes in inches.
+    """Make a figure with axes for each panel and column, at most `ACROSS` columns in a line; sizes in inches.
 
     Returns
     -------
-    figure, columns, grid
-        The figure, the columns' names, and the axes [panels, columns].
+    figure, lines
+        The figure, and by line its columns' names, which are written below them, and its axes [panels, columns].
     """
     columns = list(dict.fromkeys(name for panel in panels.values() for cells in panel.values() for name in cells))
     n_methods = [len(panel) for panel in panels.values()]
-    figure = make_figure(max(least, 2.4 + column * len(columns)), rest + 0.45 * len(panels) + 0.34 * sum(n_methods))
-    how = {"squeeze": False, "sharex": "col", "sharey": "row", "height_ratios": n_methods}
-    return figure, columns, figure.subplots(len(panels), len(columns), **how)
+    n_lines = max(1, math.ceil(len(columns) / ACROSS))
+    across = max(1, math.ceil(len(columns) / n_lines))
+    height = 0.45 * len(panels) + 0.34 * sum(n_methods)
+    figure = make_figure(max(least, 2.4 + column * across), rest + n_lines * height + 0.7 * (n_lines - 1))
+    how = {"squeeze": False, "sharey": "row", "height_ratios": n_lines * n_methods}
+    axes = figure.subplots(n_lines * len(panels), across, **how).reshape(n_lines, len(panels), across)
+    lines = []
+    for line, grid in enumerate(axes):
+        names = columns[line * across : (line + 1) * across]
+        for place in range(across):
+            *above, last = grid[:, place]
+            for upper in above:
+                upper.sharex(last)
+                upper.tick_params(labelbottom=False)
+            if place < len(names):
+                last.set_xlabel(textwrap.fill(names[place], 18))
+            else:
+                for empty in grid[:, place]:
+                    empty.set_visible(False)
+        lines.append((names, grid[:, : len(names)]))
+    return figure, lines
+
+
+def _name_rows(row, title, methods):
+    """Write a panel's title above its first axes, and the methods beside it."""
+    row[0].set_yticks(range(len(methods)), [textwrap.fill(method, 30) for method in methods], fontsize=9)
+    row[0].set_title(title, loc="left", fontsize=10, fontweight="bold")
 
 
 def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: str | Path) -> Path:
@@ -127,26 +153,29 @@ def plot_differences(panels: dict[str, dict], baselines: dict[str, str], path: s
     path : str or Path
         The PNG file.
     """
-    figure, columns, grid = _make_grid(panels, least=5.2, column=1.7, rest=1.6)
-    for row, (name, panel) in zip(grid, panels.items(), strict=True):
-        for axes, column in zip(row, columns, strict=True):
-            for y, cells in enumerate(panel.values()):
-                if y % 2:
-                    axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-                if column in cells:
-                    _draw_difference(axes, y, *cells[column])
-            axes.axvline(0, color="black", linewidth=0.9)
-            axes.set_ylim(len(panel) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            tidy(axes, grid="x")
-        row[0].set_yticks(range(len(panel)), [textwrap.fill(method, 30) for method in panel], fontsize=9)
-        row[0].set_title(f"{name}: minus {baselines[name]}", loc="left", fontsize=10, fontweight="bold")
-    for axes, column in zip(grid[-1], columns, strict=True):
-        axes.set_xlabel(textwrap.fill(column, 18))
+    figure, lines = _make_grid(panels, least=5.2, column=1.7, rest=1.6)
+    for columns, grid in lines:
+        for row, (name, panel) in zip(grid, panels.items(), strict=True):
+            for axes, column in zip(row, columns, strict=True):
+                _draw_differences(axes, [cells.get(column) for cells in panel.values()])
+            _name_rows(row, f"{name}: minus {baselines[name]}", panel)
     figure.suptitle("Differences from the baseline", fontsize=12)
-    n = 2 if len(columns) > 3 else 1
+    n = 2 if len(lines[0][0]) > 3 else 1
     figure.legend(handles=_difference_handles(), loc="outside lower center", ncols=n, frameon=False, fontsize=9)
     return save(figure, path)
+
+
+def _draw_differences(axes, cells):
+    """Draw one column of one panel: (difference, interval) or None by method, from the top down."""
+    for y, cell in enumerate(cells):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
+        if cell:
+            _draw_difference(axes, y, *cell)
+    axes.axvline(0, color="black", linewidth=0.9)
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    tidy(axes, grid="x")
 
 
 def _draw_difference(axes, y, difference, interval):
