@@ -149,6 +149,11 @@ def left_by(root):
         name += " again" if name in found else ""  # of a second checkpoint
         if name.endswith(".tmp") and "/embeddings/" in name:  # a folder that other runs may be writing to, so not swept
             continue
+        if path.parent.name == "embeddings":  # in parts of any size
+            with np.load(path) as kept:
+                place = f"{path.parent.relative_to(root)}/{path.name.split('.')[0]}"
+                found |= {f"{place} {i}": vector.tobytes() for i, vector in zip(*kept.values(), strict=True)}
+            continue
         if path.name not in ("log.txt", "said.txt", "operations.txt", ".lock") and "encoder/save" not in name:
             found[name] = content_of(path, root)
     return found
