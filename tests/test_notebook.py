@@ -151,8 +151,8 @@ def test_notebook_computes_what_it_shows(executed, place, us8k_rows):
 
 
 def test_embeddings_are_those_of_the_saved_encoders_and_the_evaluation_finds_them(lab, executed, place, tmp_path):
-    """linclf_train.py's way embeds only the validation clips, which the notebook doesn't show. The
-    reference embeds one clip at a time through the loaded weights."""
+    """linclf_train.py's way embeds only the validation clips, which the notebook doesn't show. The reference embeds one
+    clip at a time through the loaded weights."""
     results = executed[1][0]
     args = (f"--ssl_checkpoints_dir={place / 'run'}", f"--output_base={tmp_path}", "--linclf_train_type=full")
     args = (*args, "--number_of_epochs=1", "--warmup_epochs=0")

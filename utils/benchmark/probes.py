@@ -1,12 +1,13 @@
 """What each probe takes on as many embeddings as a large data set has. Legend: n clips, D features, C classes."""
 
 import resource
+import runpy
 import time
 from types import SimpleNamespace
 
 import numpy as np
 
-from linclf_train import LinearProbe
+from utils.benchmark.bench import REPO
 from utils.evaluation.probes import PROBES, Embedded
 from utils.run.arguments import parse_arguments
 from utils.run.config import load_config
@@ -32,8 +33,9 @@ def measure_probe(bench, name):
     file, options, overrides = parse_arguments(__doc__, [str(bench.yaml), *bench.arguments, *bench.places])
     hparams = load_config(file, overrides, options)
     train, valid, test = draw(bench.sizes.embeddings, hparams["emb_dim"])
+    brain_class = runpy.run_path(str(REPO / "linclf_train.py"))["LinearProbe"]
     begun, processor = time.perf_counter(), time.process_time()
-    given = {**hparams, "run": SimpleNamespace(hparams=hparams, options=options), "brain_class": LinearProbe}
+    given = {**hparams, "run": SimpleNamespace(hparams=hparams, options=options), "brain_class": brain_class}
     predict = call_with_keys(PROBES[name], given, train, valid, CLASSES, False)
     accuracy = (predict(test.inputs) == test.labels.numpy()).mean()
     return {
