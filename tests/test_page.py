@@ -172,6 +172,8 @@ def test_what_is_gone_is_said_in_a_line(desk, tmp_path):
     shutil.rmtree(run / "embeddings")
     (judged / "confusion_matrix.csv").unlink()
     assert "the embeddings of supclr+seed_2022 are gone. linclf_train.py makes them again" in page()
+    shutil.rmtree(judged / "save")
+    assert "full+seed_2022/save is gone. linclf_train.py makes it again" in page()
     shutil.rmtree(run)
     (judged / "accuracy_table.csv").unlink()
     (judged / "predictions.csv").unlink()

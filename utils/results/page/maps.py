@@ -98,6 +98,8 @@ def _keys(run):
     save, names = run.folder / "save", []
     while (save / f"task{len(names)}.json").is_file():
         names.append(f"task{len(names)}")
+    if not names:
+        raise NoMap(f"No map: {run.folder.name}/save is gone. linclf_train.py makes it again.")
     floors = [f"floor{t}" for t in range(len(names)) if (save / f"floor{t}.json").is_file()]
     try:
         return [read_json(save / f"{name}.json")["key"].rpartition("-")[0] for name in [*floors[-1:], *names]]
