@@ -97,6 +97,10 @@ def test_the_studies_methods_can_be_trained(file, method, tmp_path, monkeypatch)
         ("seeds: [1]", "must have the keys seeds, training, evaluations, methods, may have strategies, folds"),
         ("{seeds: [1], training: '', evaluations: {full: a b}, methods: {m: {command: c, evaluations: [lep]}}}",
          "method m has the unknown evaluation lep"),
+        ("{seeds: [1], training: '', evaluations: {full: a b}, methods: {m: {seeds: [2]}}}",
+         "method m must have a command"),
+        ("{seeds: [1], training: '', evaluations: {full: a b}, methods: {m: {command: c, seed: [2]}}}",
+         "method m must have a command, may have evaluations, seeds, and no other key"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_study_is_one_line(tmp_path, text, said):
@@ -105,6 +109,15 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, text, said):
     with pytest.raises(InputError, match=said) as error:
         Study(tmp_path / "study.yaml", [], tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_method_has_seeds_of_its_own_unless_others_are_asked_for(tmp_path):
+    text = "{seeds: [1, 2], training: '', evaluations: {full: a b}, methods: {m: {command: c, seeds: [3, 2]}, n: c}}"
+    (tmp_path / "study.yaml").write_text(text)
+    study = Study(tmp_path / "study.yaml", [], tmp_path)
+    assert study.left(["m", "n"]) == [("", "n", 1), ("", "m", 2), ("", "n", 2), ("", "m", 3)]
+    study.set_seeds([7])
+    assert study.left(["m", "n"]) == [("", "m", 7), ("", "n", 7)]
 
 
 def test_an_unknown_method_is_one_line(lab, tmp_path):

@@ -34,6 +34,7 @@ from utils.run.exits import user_errors
 
 REPO = Path(__file__).parents[1]
 KEYS, OPTIONAL = ("seeds", "training", "evaluations", "methods"), ("strategies", "folds")
+OF_A_METHOD = ("command", "evaluations", "seeds")
 
 
 class Study:
@@ -46,8 +47,8 @@ class Study:
         Arguments of all trainings.
     evaluations : dict of str to list of str
         Name -> command line of linclf_train.py.
-    methods : dict of str to (list of str, list of str)
-        Name -> command line of a trainer, and the names of its evaluations.
+    methods : dict of str to (list of str, list of str, list of int or None)
+        Name -> command line of a trainer, the names of its evaluations, and seeds of its own.
     folds : dict of str to list of str
         Name of a subfolder -> arguments of all its scripts.
 
@@ -66,19 +67,28 @@ class Study:
         strategies = _split(found.get("strategies") or {"": ""})
         self.methods = {}
         for name, line in found["methods"].items():
-            judged = list(self.evaluations)
+            judged, own_seeds = list(self.evaluations), None
             if isinstance(line, dict):
-                line, judged = line["command"], line["evaluations"]
+                if "command" not in line or not set(line) <= set(OF_A_METHOD):
+                    may = ", ".join(OF_A_METHOD[1:])
+                    raise InputError(f"{file}: method {name} must have a command, may have {may}, and no other key.")
+                judged, own_seeds = line.get("evaluations", judged), line.get("seeds")
+                line = line["command"]
             if unknown := set(judged) - self.evaluations.keys():
                 raise InputError(f"{file}: method {name} has the unknown evaluation {', '.join(unknown)}.")
             for strategy, more in strategies.items():
-                self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged
+                self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged, own_seeds
+
+    def set_seeds(self, seeds):
+        """Take these seeds for every method."""
+        self.seeds = seeds
+        self.methods = {name: (line, judged, None) for name, (line, judged, _) in self.methods.items()}
 
     def commands(self, fold, method, seed):
         """List folder and command line of each script of a run: its training, then its evaluations."""
         base = self.base / fold
         places = [*self.folds[fold], *self.arguments, f"--output_base={base}", f"--seed={seed}"]
-        line, judged = self.methods[method]
+        line, judged, _ = self.methods[method]
         encoder = base / f"{method}+seed_{seed}"
         yield encoder, [*line, *self.training, *places, f"--experiment_name={method}"]
         for name in judged:
@@ -87,8 +97,15 @@ class Study:
 
     def left(self, methods):
         """List the (fold, method, seed) whose evaluations aren't all finished, seed by seed."""
-        runs = [(fold, method, seed) for seed in self.seeds for fold in self.folds for method in methods]
+        runs = self._runs(methods)
         return [run for run in runs if not all(self.is_finished(*script) for script in list(self.commands(*run))[1:])]
+
+    def _runs(self, methods):
+        own = {method: self.methods[method][2] or self.seeds for method in methods}
+        seeds = dict.fromkeys([*self.seeds, *(seed for method in methods for seed in own[method])])
+        return [
+            (fold, method, seed) for seed in seeds for fold in self.folds for method in methods if seed in own[method]
+        ]
 
     def is_finished(self, folder, command):
         """Tell if a script has ended well, as it would be started now."""
@@ -102,8 +119,7 @@ class Study:
 
     def folders(self, methods):
         """List the run folders of the finished evaluations."""
-        runs = [(fold, method, seed) for seed in self.seeds for fold in self.folds for method in methods]
-        folders = [folder for run in runs for folder, _ in list(self.commands(*run))[1:]]
+        folders = [folder for run in self._runs(methods) for folder, _ in list(self.commands(*run))[1:]]
         return [str(folder) for folder in folders if (folder / "metrics.json").is_file()]
 
 
@@ -229,7 +245,7 @@ def main(argv=None):
         if unknown := [name for name in methods if name not in study.methods]:
             raise InputError(f"No method {', '.join(unknown)} in {own.study}: choose from {', '.join(study.methods)}.")
         if own.seeds:
-            study.seeds = [int(seed) if seed.isdigit() else seed for seed in own.seeds.split(",")]
+            study.set_seeds([int(seed) if seed.isdigit() else seed for seed in own.seeds.split(",")])
         left = study.left(methods)
         if own.list:
             for run in left:
