@@ -1,6 +1,6 @@
 """Synthetic urban sounds in UrbanSound8K's layout, so that every recipe runs before any data set is downloaded.
 
-    python -m datasets.demo data/demo --seed 2022 --clips_per_class 40
+    python -m datasets.demo data/demo --seed 2022 --clips_per_class 100
 
 Ten kinds of sound (see `datasets.demo_sounds`), recorded under random conditions (see `datasets.demo_recording`). A
 clip is a pure function of (seed, class, number), so a larger set contains the smaller one.
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,13 +38,18 @@ FOREGROUND = 0.6  # share of the clips whose sound stands out (salience 1); in t
 VERSION = 2  # raise it when a change in the synthesis changes the audio
 
 
-def load(data_folder: str | os.PathLike) -> Table:
+def load(
+    data_folder: str | os.PathLike,
+    training_folds: Sequence[int] = range(1, 8),
+    valid_folds: Sequence[int] = (8,),
+    test_folds: Sequence[int] = (9, 10),
+) -> Table:
     """Read the demo set as `datasets.us8k.load` does; generate it first where it is missing."""
-    return us8k.load(generate(data_folder))._replace(source="demo")
+    return us8k.load(generate(data_folder), training_folds, valid_folds, test_folds)._replace(source="demo")
 
 
 def generate(
-    folder: str | os.PathLike, seed: int = 2022, clips_per_class: int = 40, max_duration: float = 4.0
+    folder: str | os.PathLike, seed: int = 2022, clips_per_class: int = 100, max_duration: float = 4.0
 ) -> Path:
     """Write the demo set, unless it is there already, and return its folder.
 
@@ -147,7 +153,7 @@ def main():
     )
     parser.add_argument("folder", metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=2022)
-    parser.add_argument("--clips_per_class", type=int, default=40)
+    parser.add_argument("--clips_per_class", type=int, default=100)
     args = parser.parse_args()
     try:
         folder = generate(args.folder, args.seed, args.clips_per_class)
