@@ -24,6 +24,7 @@ def _ecapa(channels, last):
 
 ENCODERS = {
     "cnn14": _pann(*CNN14_CHANNELS[:-1]),  # 75 M weights at emb_dim 2048
+    "pann_short": _pann(32, 64, 128),
     "pann_small": _pann(16, 32, 64, 128),
     "pann_tiny": _pann(8, 16, 32, 64),
     "ecapa": _ecapa(1024, 3072),
