@@ -83,6 +83,40 @@ def test_runs_with_the_same_clips_get_the_same_draw_of_clips(tmp_path):
     assert high - low < 0.95 * (one.high - one.low)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name", "n_recordings"),
+    [("UrbanSound8K", "audio/fold2/{recording}-3-{take}-0.wav", 20),
+     ("ESC-10", "audio/5-{recording}-{letter}-40.ogg", 20),
+     ("TAU22", "audio/airport-lyon-{recording}-{take}-7-a.wav", 20),
+     ("own-sounds", "monday/{recording}.wav", 20),  # segments of one file
+     ("VGGSound", "{recording}_{take}.flac", 200)],
+)  # fmt: skip
+def test_clips_of_one_recording_are_drawn_together(tmp_path, dataset, name, n_recordings):
+    """Where ten clips of each recording are all right or all wrong, 200 clips tell no more than 20."""
+    right = np.arange(20) % 4 > 0
+    many = make_run(tmp_path / "many", [np.repeat(right, 10)], dataset=dataset)
+    table = pd.read_csv(many / "predictions.csv")
+    numbers = table["clip"].str.extract(r"-(\d+)", expand=False).astype(int)
+    names = [name.format(recording=n // 10 + 100, take=n % 10, letter="ABCDEFGHIJ"[n % 10]) for n in numbers]
+    table.assign(clip=names).to_csv(many / "predictions.csv", index=False)
+    few = make_run(tmp_path / "few", [np.resize(right, n_recordings)], dataset=dataset)
+    assert interval_of([many])[:2] == pytest.approx(interval_of([few])[:2], abs=0.051)
+
+
+def test_recordings_of_unlike_sizes_weigh_by_their_clips(tmp_path):
+    """One recording of three clips, all right, and one of one clip, wrong: drawn twice, once, or once each."""
+    run = make_run(tmp_path / "a", [[1, 1, 1, 0]], dataset="own-sounds")
+    table = pd.read_csv(run / "predictions.csv")
+    table.assign(clip=table["clip"].replace({"0-1.wav": "0-0.wav", "0-2.wav": "0-0.wav"})).to_csv(
+        run / "predictions.csv", index=False
+    )
+    bootstrap = Bootstrap(4000)
+    (judged,) = load_runs([run])
+    values, _ = bootstrap._values([judged], "acc", "metrics")
+    shares = {value: float(np.isclose(values, value).mean()) for value in (0.0, 0.75, 1.0)}
+    assert shares == pytest.approx({0.0: 0.25, 0.75: 0.5, 1.0: 0.25}, abs=0.03)
+
+
 def test_of_many_clips_it_is_the_normal_interval(tmp_path):
     right = np.arange(400) % 4 > 0  # 0.75
     low, high, _ = interval_of([make_run(tmp_path / "a", [right], floor=[np.arange(400) % 10 == 0])])

@@ -58,10 +58,10 @@ def test_esc50_and_esc10(lab, tmp_path, esc10_only):
 
 def test_demo_needs_no_data(lab, tmp_path, monkeypatch):
     """With the YAMLs' own encoder and data set, which is smaller here."""
-    monkeypatch.setattr(demo, "generate", functools.partial(demo.generate, clips_per_class=20, max_duration=0.8))
+    monkeypatch.setattr(demo, "generate", functools.partial(demo.generate, clips_per_class=30, max_duration=0.8))
     data, base = f"--data_folder={tmp_path / 'data'}", tmp_path / "out"
     lab.run("supclr_train.py", "hparams/demo/supclr_train.yaml", data, f"--output_base={base}", *DEBUG)
-    rows = rows_of(tmp_path / "data")
+    rows = rows_of(tmp_path / "data", valid=(8,), test=(9, 10))
     check_training(base / "supclr+seed_2022", rows, n_tasks=5, epochs=1)
     where = (f"--output_base={base / 'linclf'}", f"--ssl_checkpoints_dir={base / 'supclr+seed_2022' / 'save'}")
     said = lab.run("linclf_train.py", "hparams/demo/linclf_train.yaml", data, *where, *DEBUG)

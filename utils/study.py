@@ -12,7 +12,7 @@ evaluation to a study. Arguments after the file are given to every script. Each 
 logs, beside the runs. If a run fails, the others go on, it is named at the end, and the exit code is 1.
 
 `--jobs=2` runs two methods at once, each on its share of the cores. `--only=simclr,cassle` runs these methods alone,
-`--seeds=2022` these seeds. `--list` prints what is left, one shell command a line and run, and starts nothing.
+`--seeds=2022` these seeds of all. `--list` prints what is left, one shell command a line and run, and starts nothing.
 """
 
 import argparse
@@ -66,15 +66,18 @@ class Study:
         self.folds = _split(found.get("folds") or {"": ""})
         strategies = _split(found.get("strategies") or {"": ""})
         self.methods = {}
+        _check_list(file, "seeds", self.seeds)
         for name, line in found["methods"].items():
             judged, own_seeds = list(self.evaluations), None
             if isinstance(line, dict):
-                if "command" not in line or not set(line) <= set(OF_A_METHOD):
+                if not isinstance(line.get("command"), str) or not set(line) <= set(OF_A_METHOD):
                     may = ", ".join(OF_A_METHOD[1:])
                     raise InputError(f"{file}: method {name} must have a command, may have {may}, and no other key.")
+                for key in line.keys() - {"command"}:
+                    _check_list(file, f"{key} of method {name}", line[key])
                 judged, own_seeds = line.get("evaluations", judged), line.get("seeds")
                 line = line["command"]
-            if unknown := set(judged) - self.evaluations.keys():
+            if unknown := [evaluation for evaluation in judged if evaluation not in self.evaluations]:
                 raise InputError(f"{file}: method {name} has the unknown evaluation {', '.join(unknown)}.")
             for strategy, more in strategies.items():
                 self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged, own_seeds
@@ -135,6 +138,11 @@ def _read(file):
             f"{file} must have the keys {', '.join(KEYS)}, may have {', '.join(OPTIONAL)}, and can have no other."
         )
     return found
+
+
+def _check_list(file, what, values):
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{file}: {what} must be a list with something in it, not {values!r}.")
 
 
 def _split(lines):

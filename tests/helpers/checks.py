@@ -21,10 +21,10 @@ METRICS = {"acc", "average_incremental_accuracy", "bwt", "forgetting", "fwt", "m
 FIGURES = ("accuracy_table.png", "accuracy_over_tasks.png", "confusion_matrix.png")
 
 
-def rows_of(folder, tasks=US8K_TASKS):
+def rows_of(folder, tasks=US8K_TASKS, valid=(9,), test=(10,)):
     """Read the clips of a folder in UrbanSound8K's layout, with split, label and task, as a table."""
     meta = pd.read_csv(folder / "metadata" / "UrbanSound8K.csv")
-    split = meta["fold"].map(lambda fold: {9: "valid", 10: "test"}.get(fold, "train"))
+    split = meta["fold"].map(lambda fold: "valid" if fold in valid else "test" if fold in test else "train")
     path = "audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"]
     rows = pd.DataFrame({"wav_path": path, "class_name": meta["class"], "split": split, "label": meta["classID"]})
     return rows.assign(task=rows["label"].map(task_by_label(tasks)))

@@ -1,11 +1,12 @@
 """95 % intervals by bootstrap: over test clips, and over the seeds or folds of a method.
 
-Each of `REPLICATES` replicates draws the runs (seeds, folds) of a method with replacement, and the test clips of each
-task with replacement; an interval is that of the middle 95 % of the replicates (percentile bootstrap, Efron and
-Tibshirani 1993, chapter 13). Runs with the same test clips get the same draw of clips: a clip that is hard for one is
-hard for the others. So does a baseline, and the interval of a difference is that of the paired differences.
+Each of `REPLICATES` replicates draws the runs (seeds, folds) of a method with replacement, and the recordings of each
+test task with replacement, each with all its clips; an interval is that of the middle 95 % of the replicates
+(percentile bootstrap, Efron and Tibshirani 1993, chapter 13; of clusters, Davison and Hinkley 1997, section 3.8). Runs
+with the same test clips get the same draw of them: a clip that is hard for one is hard for the others. So does a
+baseline, and the interval of a difference is that of the paired differences.
 
-Legend: R replicates, K runs, N encoders, T test tasks.
+Legend: R replicates, K runs, N encoders, T test tasks, G recordings, n clips.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.recordings import recordings_of
 from utils.results.judged import Judged
 from utils.results.predictions import read_correct
 
@@ -118,10 +120,11 @@ class Bootstrap:
         """Return the accuracy tables [R, N, T] of a run's trained encoders and floor, and a digest of its clips."""
         if run.folder not in self._tables:
             correct = read_correct(run.folder)
-            self._tables[run.folder] = self._draw(correct) if correct else {TRAINED: None, FLOOR: None, "clips": ""}
+            none = {TRAINED: None, FLOOR: None, "clips": ""}
+            self._tables[run.folder] = self._draw(run.dataset, correct) if correct else none
         return self._tables[run.folder]
 
-    def _draw(self, correct):
+    def _draw(self, dataset, correct):
         n_encoders = sum(name.startswith("task") for name in correct)
         last = correct[f"task{n_encoders - 1}"]
         clips = last[["task", "clip", "row"]]
@@ -130,7 +133,10 @@ class Bootstrap:
         tables = {TRAINED: np.full(shape, np.nan), FLOOR: np.full(shape, np.nan)}
         for task, rows in clips.groupby("task"):
             rng = np.random.default_rng([SEED, task, int(digest, 16)])
-            weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), self.replicates) / len(rows)
+            recordings, of = np.unique(recordings_of(dataset, rows["clip"]), return_inverse=True)
+            n = len(recordings)
+            weights = rng.multinomial(n, np.full(n, 1 / n), self.replicates)[:, of]  # [R, G] -> [R, n]
+            weights = weights / weights.sum(axis=1, keepdims=True)
             for name, prefix in ((TRAINED, "task"), (FLOOR, "floor")):
                 for t in range(n_encoders):
                     part = correct.get(f"{prefix}{t}", correct.get("floor0") if prefix == "floor" else None)

@@ -165,8 +165,8 @@ def _with_values(groups):
 def resampled(groups: Groups) -> list[str]:
     """Say what the intervals are over; empty if there are none."""
     said = {
-        "clips and runs": "over test clips, and over seeds and folds",
-        "clips": "over test clips alone where a method has one run",
+        "clips and runs": "over recordings of the test, and over seeds and folds",
+        "clips": "over recordings of the test alone where a method has one run",
         "runs": "over seeds and folds alone where a run of an earlier version has no predictions.csv",
     }
     return [said[over] for over in said if any(c.interval and c.interval.over == over for c in _with_values(groups))]
