@@ -1,4 +1,4 @@
-"""95 % intervals by bootstrap: over test clips, and over the seeds or folds of a method.
+"""95 % intervals by bootstrap: over recordings of the test, and over the seeds or folds of a method.
 
 Each of `REPLICATES` replicates draws the runs (seeds, folds) of a method with replacement, and the recordings of each
 test task with replacement, each with all its clips; an interval is that of the middle 95 % of the replicates
