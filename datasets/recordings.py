@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from datasets.parts import parse_part
+
 # Data set -> what the file names of one recording's clips have in common, as their authors describe the names
 NAMES = {
     "UrbanSound8K": r"/(\d+)-\d+-\d+-\d+\.[^/]*$",  # Freesound's number of the recording
@@ -16,10 +18,9 @@ NAMES |= {"ESC-10": NAMES["ESC-50"], "TAU22": NAMES["TAU19"]}
 def recordings_of(source: str, clips: Sequence[str]) -> list[str]:
     """Name each clip's recording, by the clip's path in the data folder.
 
-    Segments of one file are one recording. So is a file, where the data set is not in `NAMES` or the path is not like
-    its names.
+    It is the file, of which the clip may be a part, unless the data set is in `NAMES` and the file is named like that.
     """
-    clips = pd.Series(list(clips), dtype=object)
+    files = pd.Series([parse_part(clip).file for clip in clips], dtype=object)
     if source not in NAMES:
-        return clips.tolist()
-    return clips.str.extract(NAMES[source], expand=False).fillna(clips).tolist()
+        return files.tolist()
+    return files.str.extract(NAMES[source], expand=False).fillna(files).tolist()

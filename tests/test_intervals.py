@@ -88,7 +88,7 @@ def test_runs_with_the_same_clips_get_the_same_draw_of_clips(tmp_path):
     [("UrbanSound8K", "audio/fold2/{recording}-3-{take}-0.wav", 20),
      ("ESC-10", "audio/5-{recording}-{letter}-40.ogg", 20),
      ("TAU22", "audio/airport-lyon-{recording}-{take}-7-a.wav", 20),
-     ("own-sounds", "monday/{recording}.wav", 20),  # segments of one file
+     ("own-sounds", "monday/{recording}.wav#t={take}0,", 20),  # segments of one file
      ("VGGSound", "{recording}_{take}.flac", 200)],
 )  # fmt: skip
 def test_clips_of_one_recording_are_drawn_together(tmp_path, dataset, name, n_recordings):

@@ -531,3 +531,17 @@ def test_the_tables_of_the_docs_are_those_of_the_runs_kept(capsys, kept, tables)
         for name, text in written:
             cells = {cell.strip() for cell in text.strip("| ").split("|")} - {""}
             assert len(cells) >= 2 and cells <= found[name], (name, cells - found[name])
+
+
+def test_the_table_of_simclr_alone_is_that_of_the_runs_kept():
+    """A seed's row is the mean of the two folds that test: after each task, over the tasks, and of random weights."""
+    text = (REPO / "docs/results.md").read_text().partition("### SimCLR alone, task by task")[2]
+    for seed in (2022, 2023, 2024):
+        row = re.search(rf"^\| (?:seed )?{seed} \| (.*) \|$", text, re.MULTILINE)[1]
+        folders = [REPO / f"docs/results/parity/simclr-test{fold}+seed_{seed}" for fold in (4, 5)]
+        means = [
+            np.mean([pd.read_csv(folder / f"{name}_table.csv", index_col=0).to_numpy() for folder in folders], (0, 2))
+            for name in ("accuracy", "floor")
+        ]
+        wanted = [*means[0], means[0].mean(), means[1][0]]
+        assert [float(cell) / 100 for cell in row.split(" | ")] == pytest.approx(wanted, abs=0.00051)

@@ -47,8 +47,8 @@ class Study:
         Arguments of all trainings.
     evaluations : dict of str to list of str
         Name -> command line of linclf_train.py.
-    methods : dict of str to (list of str, list of str, list of int or None)
-        Name -> command line of a trainer, the names of its evaluations, and seeds of its own.
+    methods : dict of str to (list of str, list of str, list of int)
+        Name -> command line of a trainer, the names of its evaluations, and its seeds.
     folds : dict of str to list of str
         Name of a subfolder -> arguments of all its scripts.
 
@@ -68,24 +68,24 @@ class Study:
         self.methods = {}
         _check_list(file, "seeds", self.seeds)
         for name, line in found["methods"].items():
-            judged, own_seeds = list(self.evaluations), None
+            judged, seeds = list(self.evaluations), self.seeds
             if isinstance(line, dict):
                 if not isinstance(line.get("command"), str) or not set(line) <= set(OF_A_METHOD):
                     may = ", ".join(OF_A_METHOD[1:])
                     raise InputError(f"{file}: method {name} must have a command, may have {may}, and no other key.")
-                for key in line.keys() - {"command"}:
-                    _check_list(file, f"{key} of method {name}", line[key])
-                judged, own_seeds = line.get("evaluations", judged), line.get("seeds")
+                judged, seeds = line.get("evaluations", judged), line.get("seeds", seeds)
+                _check_list(file, f"evaluations of method {name}", judged)
+                _check_list(file, f"seeds of method {name}", seeds)
                 line = line["command"]
             if unknown := [evaluation for evaluation in judged if evaluation not in self.evaluations]:
                 raise InputError(f"{file}: method {name} has the unknown evaluation {', '.join(unknown)}.")
             for strategy, more in strategies.items():
-                self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged, own_seeds
+                self.methods["-".join(filter(None, (name, strategy)))] = [*shlex.split(line), *more], judged, seeds
 
     def set_seeds(self, seeds):
         """Take these seeds for every method."""
         self.seeds = seeds
-        self.methods = {name: (line, judged, None) for name, (line, judged, _) in self.methods.items()}
+        self.methods = {name: (line, judged, seeds) for name, (line, judged, _) in self.methods.items()}
 
     def commands(self, fold, method, seed):
         """List folder and command line of each script of a run: its training, then its evaluations."""
@@ -104,11 +104,9 @@ class Study:
         return [run for run in runs if not all(self.is_finished(*script) for script in list(self.commands(*run))[1:])]
 
     def _runs(self, methods):
-        own = {method: self.methods[method][2] or self.seeds for method in methods}
-        seeds = dict.fromkeys([*self.seeds, *(seed for method in methods for seed in own[method])])
-        return [
-            (fold, method, seed) for seed in seeds for fold in self.folds for method in methods if seed in own[method]
-        ]
+        seeds = dict.fromkeys([*self.seeds, *(seed for method in methods for seed in self.methods[method][2])])
+        runs = [(fold, method, seed) for seed in seeds for fold in self.folds for method in methods]
+        return [(fold, method, seed) for fold, method, seed in runs if seed in self.methods[method][2]]
 
     def is_finished(self, folder, command):
         """Tell if a script has ended well, as it would be started now."""
