@@ -165,9 +165,7 @@ class EpochSampler(Sampler):
         This process gets the rank's slice of each joint batch; the slices have equally many rows.
     """
 
-    def __init__(
-        self, n_rows: int, seed: int, task: int, batch_size: int = 1, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, n_rows: int, seed: int, task: int, batch_size: int = 1, rank: int = 0, world_size: int = 1):
         self.n_rows, self.seed, self.task, self.epoch = n_rows, seed, task, 1
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 

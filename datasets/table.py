@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -151,9 +152,11 @@ def read_metadata(
 
 def _read_table(path, sep, names):
     """Read all cells as text, without space around it; `names` are the columns of a file without a header."""
-    kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
+    kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "skip_blank_lines": False}
     try:
-        meta = pd.read_csv(path, sep=sep, header=None if names else 0, names=names, **kinds)
+        with open(path, encoding="utf-8") as file:
+            blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\ufeff \n"), file))
+        meta = pd.read_csv(path, sep=sep, header=None if names else blank, names=names, **kinds)
     except (ValueError, OSError) as error:  # ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
     if not isinstance(meta.index, pd.RangeIndex):  # rows longer than the header: pandas takes the first cells for names
@@ -161,6 +164,8 @@ def _read_table(path, sep, names):
         if (cells.iloc[:, len(columns) :].fillna("") != "").any(axis=None):
             raise InputError(f"{path} has more cells in a row than column names.")
         meta = cells.iloc[:, : len(columns)].set_axis(columns, axis=1)  # spreadsheets end rows in empty cells
+    if not names:
+        meta.index += blank
     meta = meta.fillna("")  # the cells that a short row lacks
     meta = meta.apply(lambda column: column.str.strip()).rename(columns=lambda name: str(name).strip())
     return meta[(meta != "").any(axis=1)]

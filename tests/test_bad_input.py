@@ -262,6 +262,11 @@ BAD_DATA = {  # data set, its files, what is said; test_tau19.py and test_vgg.py
     "esc50 fold": ("esc50", {"meta/esc50.csv": ESC.replace(",4,", ",6,")}, "has no fold 6"),
     "esc50 target": ("esc50", {"meta/esc50.csv": ESC.replace(",1,cow", ",,cow")}, "line 3: no target"),
     "clips outside": ("folder", {"clips.csv": "path\n../1.wav"}, "line 2: a path that leaves the data folder"),
+    "clips below blank lines": (
+        "folder",
+        {"clips.csv": "\n \npath\n1.wav\n\n\n../2.wav"},
+        "line 7: a path that leaves",
+    ),
     "clips twice": ("folder", {"clips.csv": "path\n1.wav\n./1.wav"}, "line 3: a clip that an earlier line has"),
     "clips backwards": ("folder", {"clips.csv": "path,start,stop\n1.wav,2,1"}, "2: a stop that isn't after its start"),
     "folder without audio": ("folder", {"a/notes.txt": "x"}, "No audio in data_folder", "found a"),
