@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import itertools
 import os
 import re
 import sys
@@ -152,11 +151,11 @@ def read_metadata(
 
 def _read_table(path, sep, names):
     """Read all cells as text, without space around it; `names` are the columns of a file without a header."""
-    kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "skip_blank_lines": False}
+    kinds = {"dtype": str, "keep_default_na": False, "encoding": "utf-8"}
     try:
+        meta = pd.read_csv(path, sep=sep, header=None if names else 0, names=names, **kinds)
         with open(path, encoding="utf-8") as file:
-            blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip("\ufeff \n"), file))
-        meta = pd.read_csv(path, sep=sep, header=None if names else blank, names=names, **kinds)
+            lines = [place for place, line in enumerate(file) if line.strip("\ufeff \t\n")]
     except (ValueError, OSError) as error:  # ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable table: {' '.join(str(error).split())}") from error
     if not isinstance(meta.index, pd.RangeIndex):  # rows longer than the header: pandas takes the first cells for names
@@ -164,8 +163,9 @@ def _read_table(path, sep, names):
         if (cells.iloc[:, len(columns) :].fillna("") != "").any(axis=None):
             raise InputError(f"{path} has more cells in a row than column names.")
         meta = cells.iloc[:, : len(columns)].set_axis(columns, axis=1)  # spreadsheets end rows in empty cells
-    if not names:
-        meta.index += blank
+    header = not names
+    if len(lines) == header + len(meta):  # else a cell has several lines
+        meta.index = [place - header for place in lines[header:]]
     meta = meta.fillna("")  # the cells that a short row lacks
     meta = meta.apply(lambda column: column.str.strip()).rename(columns=lambda name: str(name).strip())
     return meta[(meta != "").any(axis=1)]

@@ -267,6 +267,17 @@ BAD_DATA = {  # data set, its files, what is said; test_tau19.py and test_vgg.py
         {"clips.csv": "\n \npath\n1.wav\n\n\n../2.wav"},
         "line 7: a path that leaves",
     ),
+    "clips of longer rows": (
+        "folder",
+        {"clips.csv": "path,start\n\n1.wav,1,\n../2.wav,1,\n"},
+        "line 4: a path that leaves",
+    ),
+    "clips below a tab": ("folder", {"clips.csv": "\t\npath,start\n../2.wav,1\n"}, "line 3: a path that leaves"),
+    "vgg below a blank line": (
+        "vgg",
+        {"vggsound.csv": "\n" + CLIPS.replace("id1,", "../id1,")},
+        "line 3: a youtube_id that",
+    ),
     "clips twice": ("folder", {"clips.csv": "path\n1.wav\n./1.wav"}, "line 3: a clip that an earlier line has"),
     "clips backwards": ("folder", {"clips.csv": "path,start,stop\n1.wav,2,1"}, "2: a stop that isn't after its start"),
     "folder without audio": ("folder", {"a/notes.txt": "x"}, "No audio in data_folder", "found a"),
