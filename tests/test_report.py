@@ -511,19 +511,25 @@ def test_report_figure_shows_every_seed_of_every_panel(tmp_path):
 
 @pytest.mark.parametrize(
     ("kept", "tables"),
-    [("esc10/*", [("docs/results.md", "## Results on ESC-10", 7)]),
-     ("forgetting*/*", [("docs/methods.md", "### What it found", 26), ("README.md", "## Results", 6),
-                        ("docs/methods.md", "### Settings that were tried", 37)])],
+    [(["esc10/*"], [("docs/results.md", "## Results on ESC-10", 7)]),
+     (["forgetting*/*"],
+      [("docs/methods.md", "### What it found", 26), ("docs/methods.md", "### Settings that were tried", 37)]),
+     (["longer/*"], [("docs/methods.md", "### Three times the steps", 4)]),
+     (["forgetting/*", "longer/*"], [("README.md", "## Results", 6)]),
+     (["ablation/*"], [("docs/results.md", "### What masks, silence, batch norm and few clips cost", 5)]),
+     (["probes/*"], [("docs/results.md", "**Which probe.**", 9)])],
 )  # fmt: skip
 def test_the_tables_of_the_docs_are_those_of_the_runs_kept(capsys, kept, tables):
     """The first table of a section: each number with its interval, and each difference, in the method's own lines."""
-    main([*map(str, sorted((REPO / "docs/results").glob(kept))), "--baseline=simclr"])
-    lines = re.sub(r" ± [\d.]+|\(offline\)", "", capsys.readouterr().out).splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     found, method = {}, ""
-    for _, _, name, *cells in (row for row in rows if len(row) > 5):
-        method = method if name in ("floor", "minus simclr") else name
-        found.setdefault(method, set()).update(cells)
+    for runs in kept:
+        baseline = [] if runs == "probes/*" else ["--baseline=simclr"]
+        main([*map(str, sorted((REPO / "docs/results").glob(runs))), *baseline])
+        lines = re.sub(r" ± [\d.]+|\(offline\)", "", capsys.readouterr().out).splitlines()
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+        for _, _, name, *cells in (row for row in rows if len(row) > 5):
+            method = method if name == "floor" or name.startswith("minus ") else name
+            found.setdefault(method, set()).update(cells)
     for page, section, n_rows in tables:
         table = (REPO / page).read_text().partition(section)[2].partition("|---")[2].partition("|\n\n")[0]
         written = re.findall(r"^\|.*?`([^`]+)` \| (.*)$", table, re.MULTILINE)
@@ -545,3 +551,25 @@ def test_the_table_of_simclr_alone_is_that_of_the_runs_kept():
         ]
         wanted = [*means[0], means[0].mean(), means[1][0]]
         assert [float(cell) / 100 for cell in row.split(" | ")] == pytest.approx(wanted, abs=0.00051)
+
+
+def test_the_columns_of_the_docs_are_of_the_runs_that_their_titles_say():
+    """The means of columns that stand for other runs than those beside them: data sets, floors, longer training."""
+
+    def mean(runs, of):
+        found = [json.loads(path.read_text()) for path in (REPO / "docs/results").glob(f"{runs}+seed_*/metrics.json")]
+        accs = [record["floor"]["acc"] if of == "floor" else record["metrics"]["acc"] for record in found]
+        assert len(accs) == 3
+        return pytest.approx(100 * np.mean(accs), abs=0.051)
+
+    table = (REPO / "docs/results.md").read_text().partition("**Which probe.**")[2].partition("\n\n- ")[0]
+    rows = re.findall(r"^\| .* \| `([^`]+)` \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) == 9
+    for name, cells in rows:
+        wanted = [(f"probes/{run}-{name}", of) for run in ("simclr", "simclr-replay24") for of in ("", "floor")]
+        for cell, (runs, of) in zip(cells.split(" | "), wanted, strict=True):
+            assert float(cell.partition(" [")[0]) == mean(runs, of), (name, cell)
+    table = (REPO / "README.md").read_text().partition("## Results")[2].partition("|\n\n")[0]
+    for name in ("simclr", "replay", "joint"):
+        cell = re.search(rf"^\| .*`{name}` .* \| (.*) \|$", table, re.MULTILINE)[1]
+        assert float(cell.partition(" [")[0]) == mean(f"longer/{name}-full", "")
