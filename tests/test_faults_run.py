@@ -224,6 +224,24 @@ def test_a_worker_that_fails_ends_the_run_in_one_line(desk, tmp_path, name):
     Life(tmp_path, *command(desk, "supclr", "--num_workers=2"), spoil=spoil).assert_refused(*words, "the same command")
 
 
+@pytest.mark.parametrize(
+    ("died", "words"),
+    [("is killed by signal: Killed. ", "was killed by SIGKILL. Memory"),
+     ("is killed by signal: Bus error. It is possible that workers are out of shared memory.", "by SIGBUS. /dev/shm"),
+     ("exited unexpectedly with exit code 5.", "exited unexpectedly with exit code 5. What is saved")],
+)  # fmt: skip
+def test_a_worker_that_dies_while_others_start_is_told_alike(monkeypatch, died, words):
+    """torch notices it in the middle of whatever runs, so also before there is a list of workers."""
+
+    def start(loader):
+        raise RuntimeError(f"DataLoader worker (pid 7) {died}")
+
+    monkeypatch.setattr(workers.SaveableDataLoader, "__iter__", start)
+    loader = workers.WatchedLoader([1, 2], num_workers=1)
+    with pytest.raises(InputError, match=words), workers.workers_ended(loader):
+        next(iter(loader))
+
+
 @mounts
 @pytest.mark.parametrize("options", ["size=64k", "size=64k,ro"])
 def test_a_small_shared_memory_ends_the_run_in_one_line(desk, tmp_path, options):

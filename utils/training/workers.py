@@ -83,8 +83,8 @@ class WatchedLoader(SaveableDataLoader):
         except (OSError, EOFError, MemoryError, RuntimeError) as error:
             text = str(error).strip() or type(error).__name__
             is_bug = text.startswith("Caught RuntimeError") and "new thread" not in text
-            if not self.num_workers or is_bug or _dead_workers([self]):  # how a worker died is told by `workers_ended`
-                raise
+            if not self.num_workers or is_bug or _dead_workers([self]) or _told_by_torch(text):
+                raise  # how a worker died is told by `workers_ended`
             reason = text.splitlines()[-1]
             raise InputError(f"The processes that load clips {what} ({reason}). {_remedy(reason)}") from error
 
@@ -134,7 +134,7 @@ def workers_ended(*loaders):
     except InputError:
         raise
     except Exception as error:
-        dead = _dead_workers(loaders) or re.findall(r"^DataLoader worker \(pid.*?\) (.*?)\.?\s*$", str(error), re.M)[:1]
+        dead = _dead_workers(loaders) or _told_by_torch(str(error))
         if dead:
             raise InputError(f"A process that loads clips {dead[0]}. {_remedy(dead[0])}") from error
         raise
@@ -156,6 +156,14 @@ def _dead_workers(loaders):
         for code in codes
         if code  # None while it runs, 0 after a good end
     ]
+
+
+def _told_by_torch(text):
+    """How a worker died, in words, by torch's error: nothing else tells it where it died before all were started."""
+    names = {signal.strsignal(number): number.name for number in signal.Signals}
+    killed = re.findall(r"^DataLoader worker \(pid.*?\) is killed by signal: (.*?)\.", text, re.M)
+    others = re.findall(r"^DataLoader worker \(pid.*?\) (.*?)\.?\s*$", text, re.M)
+    return [f"was killed by {names.get(name, name)}" for name in killed[:1]] or others[:1]
 
 
 def _remedy(reason):
